@@ -1,0 +1,1 @@
+"""Data: sources, splits, preprocessing. Numerics: never imports optuna, sqlalchemy or click."""

@@ -1,0 +1,1 @@
+"""Search: who proposes configurations and who survives a rung. Coordination: never imports torch."""

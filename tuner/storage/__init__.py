@@ -1,0 +1,1 @@
+"""Storage: one study in one SQL database, shared by any number of workers. Coordination: never imports torch."""
