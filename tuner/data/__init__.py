@@ -1,1 +1,26 @@
-"""Data: sources, splits, preprocessing. Numerics: never imports optuna, sqlalchemy or click."""
+"""Data: sources, splits, preprocessing. Numerics: never imports optuna, sqlalchemy or click.
+
+The sealed test rows are not here: see :mod:`tuner.data.sealed`.
+"""
+
+from tuner.data.dataset import DataSummary, Rows, TrainingData, load_training_data, summarize
+from tuner.data.preprocessing import Preprocessing
+from tuner.data.sources import MIN_ROWS, Table, load_table
+from tuner.data.splits import Split, default_fractions, is_stratified, part_sizes, split_rows
+
+__all__ = [
+    "MIN_ROWS",
+    "DataSummary",
+    "Preprocessing",
+    "Rows",
+    "Split",
+    "Table",
+    "TrainingData",
+    "default_fractions",
+    "is_stratified",
+    "load_table",
+    "load_training_data",
+    "part_sizes",
+    "split_rows",
+    "summarize",
+]

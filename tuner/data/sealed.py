@@ -1,0 +1,20 @@
+"""The sealed test rows. Only :mod:`tuner.evaluation` may import this module; an import contract says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tuner.data._prepare import prepare
+from tuner.data.dataset import Rows
+from tuner.spec import StudySpec
+
+
+def open_test(spec: StudySpec, root: Path) -> Rows:
+    """The test rows of a study, preprocessed with statistics of its train rows alone.
+
+    Opening them is what the evaluation ledger counts: call this once a study, after the last choice was made. A
+    relative path in the spec starts at ``root``. Raises DataError, as :func:`tuner.data.load_training_data` does.
+    """
+    prepared = prepare(spec, root)
+    x, y = prepared.rows(prepared.split.test)
+    return Rows(x=x, y=y)
