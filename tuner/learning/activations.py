@@ -1,0 +1,65 @@
+"""Activation functions φ and their derivatives φ′, element by element (slide "Bag of Tips")."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tuner.trial import Activation
+
+LEAKY_SLOPE = 0.01  # the lecture's α
+
+
+def module(name: Activation) -> nn.Module:
+    """The ordinary torch module: the specification of the fused kernels."""
+    modules: dict[Activation, nn.Module] = {
+        "relu": nn.ReLU(),
+        "leaky_relu": nn.LeakyReLU(LEAKY_SLOPE),
+        "tanh": nn.Tanh(),
+        "sigmoid": nn.Sigmoid(),
+        "gelu": nn.GELU(),
+        "silu": nn.SiLU(),
+    }
+    return modules[name]
+
+
+def value(name: Activation, z: Tensor) -> Tensor:
+    """φ(z)."""
+    if name == "relu":
+        return torch.relu(z)
+    if name == "leaky_relu":
+        return F.leaky_relu(z, LEAKY_SLOPE)
+    if name == "tanh":
+        return torch.tanh(z)
+    if name == "sigmoid":
+        return torch.sigmoid(z)
+    if name == "gelu":
+        return F.gelu(z)
+    return F.silu(z)
+
+
+def value_and_derivative(name: Activation, z: Tensor) -> tuple[Tensor, Tensor]:
+    """φ(z) and φ′(z), each of z's shape. At ReLU's kink the derivative is 0, as in torch."""
+    if name == "relu":
+        return torch.relu(z), (z > 0).to(z.dtype)
+    if name == "leaky_relu":
+        return F.leaky_relu(z, LEAKY_SLOPE), (z > 0).to(z.dtype) * (1 - LEAKY_SLOPE) + LEAKY_SLOPE
+    if name == "tanh":
+        a = torch.tanh(z)
+        return a, 1 - a * a
+    if name == "sigmoid":
+        a = torch.sigmoid(z)
+        return a, a * (1 - a)
+    if name == "gelu":
+        cdf = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
+        return z * cdf, cdf + z * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    s = torch.sigmoid(z)
+    return z * s, s * (1 + z * (1 - s))
+
+
+def zero_at_zero(name: Activation) -> bool:
+    """Whether φ(0) = 0: then a padded unit stays zero by itself."""
+    return name != "sigmoid"

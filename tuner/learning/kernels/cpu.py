@@ -1,0 +1,328 @@
+"""The kernels compiled for the CPU by numba: one pass over memory each, random bits made in registers.
+
+Compiled code is cached on disk, so only the first run on a machine pays for it. ReLU and leaky ReLU run wholly here;
+the smooth activations let torch's vectorised operations compute φ and φ′, and fuse bias, mask and scale around them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+from torch import Tensor
+
+from tuner.learning.activations import LEAKY_SLOPE, value, value_and_derivative
+from tuner.learning.kernels.interface import Blocks, LaneReal, Lanes, LaneWhole, Real, Step, Whole
+from tuner.learning.kernels.reference import ADAM_BETA2, ADAM_EPS
+from tuner.learning.randomness import MIX_1, MIX_2, ROW_MULTIPLIER, UNIT_MULTIPLIER
+from tuner.trial import Activation, Optimizer, Task
+
+Array = npt.NDArray[Any]
+
+_ROW = np.uint32(ROW_MULTIPLIER)
+_UNIT = np.uint32(UNIT_MULTIPLIER)
+_MIX_1 = np.uint32(MIX_1)
+_MIX_2 = np.uint32(MIX_2)
+_15 = np.uint32(15)
+_16 = np.uint32(16)
+
+# Plain integers: numba reads enum members slowly or not at all.
+_START, _COUNT, _STEPS = int(Whole.START), int(Whole.COUNT), int(Whole.STEPS)
+_WEIGHT, _SIZE, _DENOMINATOR, _SHRINK = map(int, (Real.ROW_WEIGHT, Real.STEP_SIZE, Real.DENOMINATOR, Real.SHRINK))
+_WIDTH, _THRESHOLD = int(LaneWhole.WIDTH), int(LaneWhole.THRESHOLD)
+_SCALE, _SMOOTHING, _L2, _MOMENTUM = map(int, LaneReal)
+
+
+@njit(inline="always")
+def _mix(x):  # type: ignore[no-untyped-def]
+    # numba widens 32-bit integers to 64 bits in every operation: cut back each time, or nothing wraps around.
+    x = np.uint32(x ^ np.uint32(x >> _16))
+    x = np.uint32(x * _MIX_1)
+    x = np.uint32(x ^ np.uint32(x >> _15))
+    x = np.uint32(x * _MIX_2)
+    return np.uint32(x ^ np.uint32(x >> _16))
+
+
+@njit(inline="always")
+def _unit_bits(row, h, b):  # type: ignore[no-untyped-def]
+    return _mix(np.uint32(row ^ np.uint32(np.uint32(np.uint32(h) * _UNIT) + b)))
+
+
+@njit(inline="always")
+def _row_bits(position, a):  # type: ignore[no-untyped-def]
+    return _mix(np.uint32(np.uint32(np.uint32(position) * _ROW) + a))
+
+
+@njit(cache=True, nogil=True)
+def _gather(x, y, order, whole, x_out, y_out):  # type: ignore[no-untyped-def]
+    for k in range(x_out.shape[0]):
+        start = whole[_START, k]
+        for r in range(whole[_COUNT, k]):
+            row = order[k, start + r]
+            x_out[k, r, :] = x[row, :]
+            y_out[k, r] = y[row]
+
+
+@njit(cache=True, nogil=True)
+def _relu_forward(z, bias, words, whole, lane_whole, lane_real, slope, out):  # type: ignore[no-untyped-def]
+    K, B, _ = z.shape
+    zero = z.dtype.type(0)
+    for k in range(K):
+        width = lane_whole[_WIDTH, k]
+        threshold = np.uint32(lane_whole[_THRESHOLD, k])
+        scale = lane_real[_SCALE, k]
+        low = scale * slope
+        a, b = np.uint32(words[0, k]), np.uint32(words[1, k])
+        start = whole[_START, k]
+        bias_k = bias[k]
+        for r in range(B):
+            z_r, out_r = z[k, r], out[k, r]
+            if threshold == 0:
+                for h in range(width):
+                    v = z_r[h] + bias_k[h]
+                    d = scale if v > 0 else low
+                    z_r[h] = d
+                    out_r[h] = v * d
+            else:
+                row = _row_bits(start + r, a)
+                for h in range(width):
+                    v = z_r[h] + bias_k[h]
+                    d = scale if v > 0 else low
+                    d = d if _unit_bits(row, h, b) >= threshold else zero
+                    z_r[h] = d
+                    out_r[h] = v * d
+
+
+@njit(cache=True, nogil=True)
+def _add_bias(z, bias):  # type: ignore[no-untyped-def]
+    for k in range(z.shape[0]):
+        for r in range(z.shape[1]):
+            for h in range(z.shape[2]):
+                z[k, r, h] += bias[k, h]
+
+
+@njit(cache=True, nogil=True)
+def _mask(a, derivative, words, whole, lane_whole, lane_real, out, z):  # type: ignore[no-untyped-def]
+    K, B, H = a.shape
+    zero = a.dtype.type(0)
+    for k in range(K):
+        width = lane_whole[_WIDTH, k]
+        threshold = np.uint32(lane_whole[_THRESHOLD, k])
+        scale = lane_real[_SCALE, k]
+        word_a, word_b = np.uint32(words[0, k]), np.uint32(words[1, k])
+        start = whole[_START, k]
+        for r in range(B):
+            row = _row_bits(start + r, word_a)
+            for h in range(width):
+                s = scale if _unit_bits(row, h, word_b) >= threshold else zero
+                out[k, r, h] = a[k, r, h] * s
+                z[k, r, h] = derivative[k, r, h] * s
+            for h in range(width, H):
+                out[k, r, h] = zero
+                z[k, r, h] = zero
+
+
+@njit(cache=True, nogil=True)
+def _relu_infer(z, bias, slope):  # type: ignore[no-untyped-def]
+    for k in range(z.shape[0]):
+        bias_k = bias[k]
+        for r in range(z.shape[1]):
+            z_r = z[k, r]
+            for h in range(z.shape[2]):
+                v = z_r[h] + bias_k[h]
+                z_r[h] = v if v > 0 else v * slope
+
+
+@njit(cache=True, nogil=True)
+def _clear_padding(z, lane_whole):  # type: ignore[no-untyped-def]
+    for k in range(z.shape[0]):
+        z[k, :, lane_whole[_WIDTH, k] :] = 0
+
+
+@njit(cache=True, nogil=True)
+def _hidden_backward(da, derivative, bias_gradient, accumulate):  # type: ignore[no-untyped-def]
+    for k in range(da.shape[0]):
+        gradient = bias_gradient[k]
+        if not accumulate:
+            gradient[:] = 0
+        for r in range(da.shape[1]):
+            da_r, derivative_r = da[k, r], derivative[k, r]
+            for h in range(da.shape[2]):
+                v = da_r[h] * derivative_r[h]
+                da_r[h] = v
+                gradient[h] += v
+
+
+@njit(cache=True, nogil=True)
+def _head_classification(outputs, bias, y, whole, real, lane_real, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
+    K, B, C = outputs.shape
+    for k in range(K):
+        weight, smoothing = real[_WEIGHT, k], lane_real[_SMOOTHING, k]
+        off = smoothing / outputs.dtype.type(C)
+        on = outputs.dtype.type(1) - smoothing
+        count = whole[_COUNT, k]
+        if not accumulate:
+            bias_gradient[k, :] = 0
+        for r in range(count):
+            row = outputs[k, r]
+            top = row[0] + bias[k, 0]
+            for c in range(C):
+                row[c] += bias[k, c]
+                if row[c] > top or row[c] != row[c]:
+                    top = row[c]
+            total = outputs.dtype.type(0)
+            shifted_sum = outputs.dtype.type(0)
+            label = y[k, r]
+            at_label = row[label] - top
+            for c in range(C):
+                shifted = row[c] - top
+                shifted_sum += shifted
+                row[c] = math.exp(shifted)
+                total += row[c]
+            log_total = math.log(total)
+            # -Σ target·log p, where log p = shifted - log_total and target = on·onehot + off
+            loss[k] += log_total - on * at_label - off * shifted_sum
+            inverse = outputs.dtype.type(1) / total
+            for c in range(C):
+                g = row[c] * inverse - off
+                if c == label:
+                    g -= on
+                g *= weight
+                row[c] = g
+                bias_gradient[k, c] += g
+        outputs[k, count:, :] = 0
+
+
+@njit(cache=True, nogil=True)
+def _head_regression(outputs, bias, y, whole, real, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
+    for k in range(outputs.shape[0]):
+        scale = outputs.dtype.type(2) * real[_WEIGHT, k]
+        count = whole[_COUNT, k]
+        if not accumulate:
+            bias_gradient[k, :] = 0
+        for r in range(count):
+            difference = outputs[k, r, 0] + bias[k, 0] - y[k, r]
+            loss[k] += difference * difference
+            g = difference * scale
+            outputs[k, r, 0] = g
+            bias_gradient[k, 0] += g
+        outputs[k, count:, :] = 0
+
+
+@njit(cache=True, nogil=True)
+def _sgd(theta, gradient, velocity, offset, size, lanes, is_weight, whole, real, lane_real, clear):  # type: ignore[no-untyped-def]
+    zero = theta.dtype.type(0)
+    for i in range(offset.shape[0]):
+        n = size[i]
+        for k in range(lanes[i]):
+            if whole[_STEPS, k] == 0:
+                continue
+            first = offset[i] + k * n
+            t, g, v = theta[first : first + n], gradient[first : first + n], velocity[first : first + n]
+            step_size, momentum = real[_SIZE, k], lane_real[_MOMENTUM, k]
+            l2 = lane_real[_L2, k] if is_weight[i] else zero
+            for j in range(n):
+                velocity_j = momentum * v[j] + (g[j] + l2 * t[j])
+                v[j] = velocity_j
+                t[j] -= step_size * velocity_j
+            if clear:
+                g[:] = 0
+
+
+@njit(cache=True, nogil=True)
+def _adam(theta, gradient, m, v, offset, size, lanes, is_weight, whole, real, lane_real, clear):  # type: ignore[no-untyped-def]
+    number = theta.dtype.type
+    zero, one = number(0), number(1)
+    beta2, eps = number(ADAM_BETA2), number(ADAM_EPS)
+    rest2 = number(1 - ADAM_BETA2)
+    for i in range(offset.shape[0]):
+        n = size[i]
+        for k in range(lanes[i]):
+            if whole[_STEPS, k] == 0:
+                continue
+            first = offset[i] + k * n
+            t, g = theta[first : first + n], gradient[first : first + n]
+            mk, vk = m[first : first + n], v[first : first + n]
+            step_size, root = real[_SIZE, k], one / real[_DENOMINATOR, k]
+            beta1 = lane_real[_MOMENTUM, k]
+            rest1 = one - beta1
+            l2 = lane_real[_L2, k] if is_weight[i] else zero
+            shrink = real[_SHRINK, k] if is_weight[i] else one
+            for j in range(n):
+                g_j = g[j] + l2 * t[j]
+                m_j = beta1 * mk[j] + rest1 * g_j
+                v_j = beta2 * vk[j] + rest2 * g_j * g_j
+                mk[j] = m_j
+                vk[j] = v_j
+                t[j] = t[j] * shrink - step_size * m_j / (math.sqrt(v_j) * root + eps)
+            if clear:
+                g[:] = 0
+
+
+class CpuKernels:
+    """See :class:`tuner.learning.kernels.interface.Kernels`."""
+
+    def handle(self, tensor: Tensor) -> Array:
+        array: Array = tensor.numpy()
+        return array
+
+    def gather(self, x: Array, y: Array, order: Array, step: Step, x_out: Array, y_out: Array) -> None:
+        _gather(x, y, order, step.whole, x_out, y_out)
+
+    def hidden_forward(
+        self, activation: Activation, z: Array, bias: Array, words: Array, step: Step, lanes: Lanes, out: Array
+    ) -> None:
+        if activation in ("relu", "leaky_relu"):
+            slope = z.dtype.type(LEAKY_SLOPE if activation == "leaky_relu" else 0.0)
+            _relu_forward(z, bias, words, step.whole, lanes.whole, lanes.real, slope, out)
+            return
+        _add_bias(z, bias)
+        a, derivative = value_and_derivative(activation, torch.from_numpy(z))
+        _mask(a.numpy(), derivative.numpy(), words, step.whole, lanes.whole, lanes.real, out, z)
+
+    def hidden_infer(self, activation: Activation, z: Array, bias: Array, lanes: Lanes) -> None:
+        if activation in ("relu", "leaky_relu"):
+            _relu_infer(z, bias, z.dtype.type(LEAKY_SLOPE if activation == "leaky_relu" else 0.0))
+            return
+        _add_bias(z, bias)
+        shared = torch.from_numpy(z)
+        shared.copy_(value(activation, shared))
+        _clear_padding(z, lanes.whole)
+
+    def hidden_backward(self, da: Array, derivative: Array, bias_gradient: Array, accumulate: bool) -> None:
+        _hidden_backward(da, derivative, bias_gradient, accumulate)
+
+    def head(
+        self,
+        task: Task,
+        outputs: Array,
+        bias: Array,
+        y: Array,
+        step: Step,
+        lanes: Lanes,
+        bias_gradient: Array,
+        loss: Array,
+        accumulate: bool,
+    ) -> None:
+        if task == "classification":
+            _head_classification(outputs, bias, y, step.whole, step.real, lanes.real, bias_gradient, loss, accumulate)
+        else:
+            _head_regression(outputs, bias, y, step.whole, step.real, bias_gradient, loss, accumulate)
+
+    def optimize(
+        self,
+        optimizer: Optimizer,
+        theta: Array,
+        gradient: Array,
+        moments: tuple[Array, ...],
+        blocks: Blocks,
+        step: Step,
+        lanes: Lanes,
+        clear: bool,
+    ) -> None:
+        compiled = _sgd if optimizer == "sgd" else _adam
+        compiled(theta, gradient, *moments, *blocks, step.whole, step.real, lanes.real, clear)
