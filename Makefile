@@ -1,0 +1,56 @@
+# Everything lives in .venv; nothing else on the machine is touched. `make` lists the targets.
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+INPUTS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PYTHON=python3.12  the interpreter to build .venv with: 3.11, 3.12 or 3.13"
+	@echo "  ARGS='...'         more arguments for demo, test and bench, such as ARGS='-k space -n 0'"
+
+demo: .venv/.installed ## install, then tune a digit classifier: studies/digits.toml
+	$(BIN)/tuner run studies/digits.toml $(ARGS)
+
+test: .venv/.installed-test ## install with the test extra, then run the test suite
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+check: .venv/.installed-dev ## install with the dev extra, then lint, check formats, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: .venv/.installed-test ## measure the fused trainer against plain PyTorch
+	$(BIN)/python -m tests.benchmarks.lanes $(ARGS)
+
+clean: ## remove .venv and all caches; studies and their databases stay
+	rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find tuner tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: .venv/.made $(INPUTS)
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+.venv/.installed-test: .venv/.made $(INPUTS)
+	$(PIP_INSTALL) --editable '.[test]'
+	@touch $@
+
+.venv/.installed-dev: .venv/.made $(INPUTS)
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+.venv/.made:
+	@command -v "$(PYTHON)" > /dev/null || { echo "$(PYTHON) not found; install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("Tuner needs Python 3.11, 3.12 or 3.13; $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" % v)'
+	@"$(PYTHON)" -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@touch $@

@@ -1,0 +1,1 @@
+"""The test suite. Folders mirror ``tuner/``; helpers are imported as ``tests.…``."""

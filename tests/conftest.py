@@ -1,0 +1,37 @@
+"""What every test relies on: no setting of the caller's reaches it, and it can be repeated."""
+
+import os
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+for name in ("TUNER_STORAGE", "OPTUNA_STORAGE", "TUNER_ARTIFACTS"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    """Test processes share few cores: one thread each is fastest. A test that never imports torch does not here."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory beside an empty HOME, plain output 120 columns wide: for tests of the command line."""
+    home, here = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+    for name in [*(n for n in os.environ if n.startswith("XDG_")), "FORCE_COLOR"]:
+        monkeypatch.delenv(name, raising=False)
+    return here
