@@ -6,13 +6,16 @@ values (``from_unit``), so that a sampler is a way to place points in a cube, an
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from tuner.trial import HYPERPARAMETERS, Hyperparameter, Value
+
+MAX_STEPS = 1_000_000  # high / step: finer than that, a step's values drown in the rounding of their distance from zero
+MAX_DIGITS = 15  # decimal digits that a float keeps through text and back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,19 @@ class Choices:
     def contains(self, value: Value) -> bool:
         return value in self.choices
 
+    def exact(self, value: Value) -> Value:
+        """``value`` in the type the list holds it. Raises ValueError when it is not in the list."""
+        if value not in self.choices:
+            raise ValueError(f"{value!r} is not one of {', '.join(map(str, self.choices))}")
+        return self.choices[self.choices.index(value)]
+
+    @property
+    def grid_size(self) -> int:
+        return len(self.choices)
+
+    def grid_point(self, index: int) -> Value:
+        return self.choices[index]
+
     def grid(self) -> tuple[Value, ...]:
         return self.choices
 
@@ -49,8 +65,9 @@ class Choices:
 class Range:
     """Values from ``low`` to ``high``, both included; bounds are values, never exponents.
 
-    ``log``: uniform in the logarithm. ``step``: only ``low``, ``low + step``, … up to ``high``. ``integer``: whole
-    numbers. ``or_zero``: exactly zero for one half of the draws, the range for the other (a regularizer that may be off).
+    ``log``: uniform in the logarithm. ``step``: only ``low``, ``low + step``, … up to ``high``, added as the decimal
+    numbers a study file writes (0.1 + 0.2 is 0.3 here). ``integer``: whole numbers. ``or_zero``: exactly zero for one
+    half of the draws, the range for the other (a regularizer that may be off).
     """
 
     low: float
@@ -60,15 +77,31 @@ class Range:
     integer: bool = False
     or_zero: bool = False
 
+    @property
+    def zero(self) -> Value:
+        """What ``or_zero`` draws."""
+        return 0 if self.integer else 0.0
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the values are ``low``, ``low + step``, …: the only ranges that can be listed."""
+        return self.step is not None or (self.integer and not self.log)
+
+    @property
+    def top(self) -> Value:
+        """The largest value: ``high``, or the last step at or below it."""
+        if self.stepped:
+            return self._point(self._steps - 1)
+        return int(self.high) if self.integer else float(self.high)
+
     def from_unit(self, u: float) -> Value:
         """The value at ``u`` in [0, 1)."""
         if self.or_zero:
             if u < 0.5:
-                return 0 if self.integer else 0.0
+                return self.zero
             u = 2 * u - 1
-        if self.step is not None or (self.integer and not self.log):
-            points = self._points()
-            return points[min(int(u * len(points)), len(points) - 1)]
+        if self.stepped:
+            return self._point(min(int(u * self._steps), self._steps - 1))
         if self.integer:  # log-uniform over whole numbers: each owns the half-unit on either side of it
             low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
             return min(max(round(math.exp(low + u * (high - low))), int(self.low)), int(self.high))
@@ -78,26 +111,60 @@ class Range:
         return min(self.low + u * (self.high - self.low), self.high)
 
     def contains(self, value: Value) -> bool:
-        if isinstance(value, str):
+        """Whether a draw can give ``value``; a step's value may carry the rounding of another library's arithmetic."""
+        if isinstance(value, str) or not math.isfinite(value):
             return False
         if self.or_zero and value == 0:
             return True
-        if not self.low <= value <= self.high or (self.integer and value != int(value)):
-            return False
-        return self.step is None or any(math.isclose(value, float(point)) for point in self._points())
+        if self.stepped:
+            index = self._index(value)
+            if not 0 <= index < self._steps:
+                return False
+            point = float(self._point(index))
+            return value == point if self.integer else math.isclose(value, point, abs_tol=1e-9 * (self.step or 1))
+        return self.low <= value <= self.high and (not self.integer or value == int(value))
+
+    def exact(self, value: Value) -> Value:
+        """The domain's own form of ``value``: a whole number, or a step without rounding (0.30000000000000004 → 0.3).
+
+        Raises ValueError when the range does not contain it.
+        """
+        if not self.contains(value):
+            raise ValueError(f"{value!r} is not in {self.as_written()}")
+        if self.or_zero and value == 0:
+            return self.zero
+        if self.stepped:
+            return self._point(self._index(float(value)))
+        return int(value) if self.integer else float(value)
+
+    @property
+    def grid_size(self) -> int:
+        """How many values :meth:`grid` lists. Raises ValueError as it does."""
+        if not self.stepped:
+            raise ValueError("a grid needs a step, or a list of choices")
+        return self._steps + self.or_zero
+
+    def grid_point(self, index: int) -> Value:
+        """``grid()[index]`` without listing the others."""
+        if self.or_zero:
+            return self.zero if index == 0 else self._point(index - 1)
+        return self._point(index)
 
     def grid(self) -> tuple[Value, ...]:
         """All values. Raises ValueError for a continuous range, and for a log range, which have no step."""
-        if self.step is None and (self.log or not self.integer):
-            raise ValueError("a grid needs a step, or a list of choices")
-        zero: tuple[Value, ...] = ((0 if self.integer else 0.0),) if self.or_zero else ()
-        return zero + self._points()
+        return tuple(self.grid_point(index) for index in range(self.grid_size))
 
-    def _points(self) -> tuple[Value, ...]:
-        step = 1 if self.step is None else self.step
-        count = math.floor((self.high - self.low) / step + 1e-9) + 1
-        values = (self.low + i * step for i in range(count))
-        return tuple(int(v) if self.integer else float(f"{v:.12g}") for v in values)
+    @property
+    def _steps(self) -> int:
+        """How many values a stepped range has, zero aside."""
+        return int((_decimal(self.high) - _decimal(self.low)) // _decimal(self.step or 1)) + 1
+
+    def _point(self, index: int) -> Value:
+        value = _decimal(self.low) + index * _decimal(self.step or 1)
+        return int(value) if self.integer else float(value)
+
+    def _index(self, value: float) -> int:
+        return round((value - self.low) / (self.step or 1))
 
     def as_written(self) -> Any:
         bound = int if self.integer else float
@@ -121,7 +188,7 @@ class Space(Mapping[str, Domain]):
     >>> space.searched.keys(), space.grid_size
     (dict_keys(['depth']), 3)
     >>> space.from_unit([0.9])
-    {'depth': 3, 'width': 8}
+    {'width': 8, 'depth': 3}
     """
 
     def __init__(self, domains: Mapping[str, Domain]) -> None:
@@ -161,13 +228,36 @@ class Space(Mapping[str, Domain]):
     @property
     def grid_size(self) -> int:
         """The number of points of the full grid. Raises ValueError as :meth:`Range.grid` does."""
-        return math.prod(len(domain.grid()) for domain in self.searched.values())
+        return math.prod(domain.grid_size for domain in self.searched.values())
+
+    def grid_point(self, index: int) -> dict[str, Value]:
+        """All hyperparameters at one point of the full grid; the last hyperparameter moves fastest.
+
+        Raises IndexError unless 0 <= index < :attr:`grid_size`.
+        """
+        if not 0 <= index < self.grid_size:
+            raise IndexError(f"the grid has points 0 to {self.grid_size - 1}, not {index}")
+        drawn: dict[str, Value] = {}
+        for name, domain in reversed(self.searched.items()):
+            index, digit = divmod(index, domain.grid_size)
+            drawn[name] = domain.grid_point(digit)
+        return self.complete(drawn)
 
     def grid(self) -> Iterator[dict[str, Value]]:
-        """Every point of the full grid once; the last hyperparameter moves fastest."""
-        searched = self.searched
-        for values in itertools.product(*(domain.grid() for domain in searched.values())):
-            yield self.complete(dict(zip(searched, values, strict=True)))
+        """Every point of the full grid once, in the order of :meth:`grid_point`."""
+        return (self.grid_point(index) for index in range(self.grid_size))
+
+
+def _digits(low: float, high: float, step: float) -> int:
+    """Significant digits that ``low + i * step`` needs up to ``high``."""
+    exponents = [number.as_tuple().exponent for number in (_decimal(low), _decimal(step))]
+    places = max(-exponent for exponent in exponents if isinstance(exponent, int))
+    return _decimal(high).adjusted() + 1 + places
+
+
+def _decimal(number: float) -> Decimal:
+    """The number as a study file writes it."""
+    return Decimal(str(number))
 
 
 def parse_domain(name: str, written: Any) -> Domain:
@@ -230,11 +320,25 @@ def _range(rule: Hyperparameter, written: Mapping[str, Any]) -> Range:
         if log:
             raise ValueError("step does not go with log; list the values as choices instead")
         wanted = "a whole number" if rule.kind == "int" else "a number"
-        if isinstance(step, bool) or not isinstance(step, (int, float)) or not math.isfinite(step) or step <= 0:
+        if not _is_number(step) or step <= 0 or (rule.kind == "int" and step != int(step)):
             raise ValueError(f"step needs {wanted} above 0, got {step!r}")
-        if rule.kind == "int" and step != int(step):
-            raise ValueError(f"step needs {wanted} above 0, got {step!r}")
+        if step > high - low:
+            raise ValueError(
+                f"step {step!r} leaves only low {low} below high {high}; give a smaller step, or one value"
+            )
+        if high / step > MAX_STEPS:
+            raise ValueError(f"step {step!r} is below a millionth of high {high}; give a larger step, or leave it out")
+        step = int(step) if rule.kind == "int" else float(step)
+        if (digits := _digits(low, high, step)) > MAX_DIGITS:
+            raise ValueError(
+                f"low {low} and step {step} add up to {digits} digits, a float holds {MAX_DIGITS}; round them"
+            )
     return Range(low=low, high=high, log=log, step=step, integer=rule.kind == "int", or_zero=or_zero)
+
+
+def _is_number(written: Any) -> bool:
+    """A finite float, or an integer; TOML's booleans are not numbers, and its integers have no limit."""
+    return isinstance(written, int | float) and not isinstance(written, bool) and abs(written) < math.inf
 
 
 def _value(rule: Hyperparameter, written: Any, what: str = "value") -> Value:
@@ -244,9 +348,7 @@ def _value(rule: Hyperparameter, written: Any, what: str = "value") -> Value:
             raise ValueError(f"{written!r} is not one of {', '.join(rule.choices)}")
         return str(written)
     wanted = "a whole number" if rule.kind == "int" else "a number"
-    if isinstance(written, bool) or not isinstance(written, (int, float)) or not math.isfinite(written):
-        raise ValueError(f"{what} needs {wanted}, got {written!r}")
-    if rule.kind == "int" and written != int(written):
+    if not _is_number(written) or (rule.kind == "int" and written != int(written)):
         raise ValueError(f"{what} needs {wanted}, got {written!r}")
     if written < rule.low or (rule.low_open and written == rule.low):
         raise ValueError(f"{what} needs to be {'above' if rule.low_open else 'at least'} {rule.low:g}, got {written!r}")

@@ -5,12 +5,23 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from tuner.errors import BadInputError, SpecError
@@ -22,6 +33,10 @@ Sampler = Literal["grid", "random", "tpe", "qmc"]
 Pruner = Literal["none", "successive_halving", "hyperband"]
 Direction = Literal["minimize", "maximize"]
 
+Location = tuple[str, ...]  # the keys that lead to a place in the file: ("data", "split", "train")
+
+MAX_TRIALS = 10_000_000
+
 _TASK: Mapping[str, Task] = {
     "error": "classification",
     "accuracy": "classification",
@@ -29,6 +44,14 @@ _TASK: Mapping[str, Task] = {
     "rmse": "regression",
     "mse": "regression",
     "mae": "regression",
+}
+
+
+# Values for the required keys, so that the rest of a file can be checked while one of them is broken.
+_STAND_INS: Mapping[str, Mapping[str, Value]] = {
+    "study": {"name": "study", "metric": "error"},
+    "data": {"source": "stand-in"},
+    "space": {"learning_rate": 0.1, "batch_size": 1, "width": 1, "depth": 1},
 }
 
 
@@ -48,15 +71,25 @@ def _default(name: str) -> Constant:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
 
 class StudySection(_Section):
     """``[study]``: the name, the metric that trials are judged by, and the seed of everything random."""
 
-    name: str = Field(min_length=1, max_length=200, pattern=r"^[^\s/\\]+$")
+    name: str
     metric: Metric
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        """A name is an argument on the command line, a folder and a database key."""
+        if not re.fullmatch(r"\w[\w.:=+@-]{0,199}", name):
+            raise ValueError(
+                f"{name!r} is not a name: up to 200 letters, digits and _ . : = + @ -, the first a letter, a digit or _"
+            )
+        return name
 
 
 class SplitSection(_Section):
@@ -101,19 +134,13 @@ class TrainingSection(_Section):
     patience: int = Field(default=0, ge=0)  # epochs; 0 never stops early
     keep: Keep | None = None  # None: best with patience, else last
 
-    @model_validator(mode="after")
-    def _keep_fits_patience(self) -> TrainingSection:
-        if self.patience > 0 and self.keep == "last":
-            raise ValueError("patience keeps the best epoch's weights; set keep = 'best' or leave it out")
-        return self
-
 
 class SearchSection(_Section):
     """``[search]``: who proposes configurations, who stops them early, and how many there are in total."""
 
     sampler: Sampler = "random"
     pruner: Pruner = "hyperband"
-    trials: int | None = Field(default=None, ge=1, le=10_000_000)  # None only for a grid: its number of points
+    trials: int | None = Field(default=None, ge=1, le=MAX_TRIALS)  # None only for a grid: its number of points
     eta: int = Field(default=3, ge=2, le=100)  # Hyperband's η: one of η configurations survives a rung
     min_epochs: int = Field(default=1, ge=1)  # Hyperband's smallest resource
 
@@ -149,26 +176,8 @@ class StudySpec(_Section):
     final: FinalSection = Field(default_factory=FinalSection)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> StudySpec:
-        problems = []
-        domains = self.search_space
-        if self.search.sampler == "grid":
-            problems += _grid_problems(self)
-        elif self.search.trials is None:
-            problems.append("search.trials: missing; say how many trials the study has in total")
-        elif not domains.searched:
-            problems.append("space: nothing to search; give at least one hyperparameter a range or choices")
-        if self.search.min_epochs > self.training.max_epochs:
-            problems.append(
-                f"search.min_epochs: {self.search.min_epochs} is above training.max_epochs {self.training.max_epochs}"
-            )
-        if self.task == "regression" and domains["label_smoothing"] != _default("label_smoothing"):
-            problems.append(
-                f"training.label_smoothing: is for classification; metric {self.study.metric} is regression"
-            )
-        if self.final.fit_on == "train+val" and self.training.patience > 0:
-            problems.append("final.fit_on: train+val leaves no rows to stop early on; drop training.patience")
-        if problems:
+    def _fits_together(self, info: ValidationInfo) -> StudySpec:
+        if problems := list(_conflicts(self, info.context or frozenset())):
             raise ValueError("\n".join(problems))
         return self
 
@@ -213,11 +222,9 @@ class StudySpec(_Section):
 
     def differences(self, given: StudySpec) -> list[str]:
         """``key: mine -> given`` for every key that differs, dotted."""
-        mine, other = _flatten(self.model_dump(mode="json")), _flatten(given.model_dump(mode="json"))
+        mine, other = _keys(self), _keys(given)
         return [
-            f"{key}: {json.dumps(mine.get(key))} -> {json.dumps(other.get(key))}"
-            for key in sorted(mine.keys() | other.keys())
-            if mine.get(key) != other.get(key)
+            f"{key}: {json.dumps(mine[key])} -> {json.dumps(other[key])}" for key in mine if mine[key] != other[key]
         ]
 
 
@@ -228,12 +235,13 @@ def load_spec(path: Path, **overrides: Any) -> StudySpec:
     """
     try:
         text = path.read_bytes().decode("utf-8")
-        written = tomllib.loads(text)
     except FileNotFoundError:
         raise BadInputError(f"{path}: no such study file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    try:
+        written = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of more digits than Python reads
         raise BadInputError(f"{path}: not valid TOML: {error}") from None
     return parse_spec(written, source=str(path), **overrides)
 
@@ -266,65 +274,139 @@ def parse_spec(
     try:
         return StudySpec.model_validate(merged)
     except ValidationError as error:
-        problems = [line for detail in error.errors() for line in _problem_lines(detail)]
-        raise SpecError(problems, source=source) from None
+        details = error.errors()
+    problems = [line for detail in details for line in _problem_lines(detail)]
+    raise SpecError(problems + _hidden_problems(merged, details), source=source)
 
 
-def _grid_problems(spec: StudySpec) -> list[str]:
-    problems = []
+def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
+    """What each key alone allows and the keys together do not. A rule that reads a broken key is not applied."""
+
+    def sound(*paths: str) -> bool:
+        return not any(_touches(tuple(path.split(".")), location) for path in paths for location in broken)
+
+    sections = ("model", "training", "space")
+    search, training = spec.search, spec.training
+    if search.sampler == "grid":
+        if sound("search.sampler", "search.trials", *sections):
+            yield from _grid_problems(spec)
+    elif sound("search.sampler"):
+        if search.trials is None and sound("search.trials"):
+            yield "search.trials: missing; say how many trials the study has in total"
+        if not spec.search_space.searched and sound(*sections):
+            yield "space: nothing to search; give at least one hyperparameter a range or choices"
+    if search.min_epochs > training.max_epochs and sound("search.min_epochs", "training.max_epochs"):
+        yield (
+            f"search.min_epochs: {search.min_epochs} is above training.max_epochs {training.max_epochs}; "
+            "lower it, or train longer"
+        )
+    smoothed = spec.task == "regression" and training.label_smoothing != _default("label_smoothing")
+    if smoothed and sound("study.metric", "training.label_smoothing"):
+        yield f"training.label_smoothing: is for classification; metric {spec.study.metric} is regression; drop it"
+    if training.patience > 0 and training.keep == "last" and sound("training.patience", "training.keep"):
+        yield "training.keep: patience keeps the best epoch's weights, not the last; set keep = 'best' or leave it out"
+    if spec.final.fit_on == "train+val" and training.patience > 0 and sound("final.fit_on", "training.patience"):
+        yield "final.fit_on: train+val leaves no rows to stop early on; drop training.patience"
+
+
+def _grid_problems(spec: StudySpec) -> Iterator[str]:
+    listed = True
     for name, domain in spec.search_space.searched.items():
         try:
-            domain.grid()
+            _ = domain.grid_size
         except ValueError as error:
-            problems.append(f"{HYPERPARAMETERS[name].section}.{name}: {error}; search.sampler is grid")
-    if not problems and spec.search.trials not in (None, spec.search_space.grid_size):
-        problems.append(
-            f"search.trials: the grid has {spec.search_space.grid_size} points, not {spec.search.trials}; leave trials out"
-        )
-    return problems
+            listed = False
+            yield f"{HYPERPARAMETERS[name].section}.{name}: {error}; search.sampler is grid"
+    if not listed:
+        return
+    size, trials = spec.search_space.grid_size, spec.search.trials
+    if size > MAX_TRIALS:
+        yield f"search.sampler: the grid has {size} points, at most {MAX_TRIALS} fit; list fewer values, or use random"
+    elif trials not in (None, size):
+        yield f"search.trials: the grid has {size} points, not {trials}; leave trials out"
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
+def _hidden_problems(written: Mapping[str, Any], details: Sequence[ErrorDetails]) -> list[str]:
+    """The conflicts between keys that pydantic does not reach while single keys are broken.
+
+    The broken keys are taken out, required ones replaced by a stand-in, and the rest is validated again; whatever
+    touches a broken key is left out, since it may be the stand-in's fault.
+    """
+    broken = frozenset(_location(detail) for detail in details)
+    if () in broken:  # no single key is broken, so nothing was hidden
+        return []
+    repaired = _without(written, broken)
+    for section, stand_ins in _STAND_INS.items():
+        repaired[section] = {**stand_ins, **repaired.get(section, {})}
+    try:
+        StudySpec.model_validate(repaired, context=broken)
+    except ValidationError as error:
+        found = error.errors()
+        return [line for detail in found if _location(detail) not in broken for line in _problem_lines(detail)]
+    return []
+
+
+def _location(detail: ErrorDetails) -> Location:
+    return tuple(str(part) for part in detail["loc"])
+
+
+def _touches(path: Location, other: Location) -> bool:
+    """Whether one is the other, or a table that holds it."""
+    shared = min(len(path), len(other))
+    return path[:shared] == other[:shared]
+
+
+def _without(table: Mapping[str, Any], locations: frozenset[Location], prefix: Location = ()) -> dict[str, Any]:
+    """A copy of nested tables without the keys at some locations."""
     return {
-        key: leaf
-        for name, item in value.items()
-        for key, leaf in _flatten(item, f"{prefix}.{name}".lstrip(".")).items()
+        key: _without(value, locations, (*prefix, key)) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if (*prefix, key) not in locations
     }
+
+
+def _keys(spec: StudySpec) -> dict[str, Any]:
+    """``section.key`` and its value for every key of a spec."""
+    sections = spec.model_dump(mode="json")
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
 
 
 def _problem_lines(detail: ErrorDetails) -> list[str]:
     """One pydantic error as lines of ``dotted.path: rule, fact, fix``."""
-    path = ".".join(str(part) for part in detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ")
+    path = ".".join(_location(detail))
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = detail.get("input")
     if detail["type"] == "extra_forbidden":
-        return [f"{path}: unknown key{_near_key(detail['loc'])}"]
+        return [f"{path}: unknown key{_near_key(_location(detail))}"]
     if detail["type"] == "missing":
         return [f"{path}: missing; this key is required"]
     if detail["type"] == "value_error":
         if not path:
             return message.splitlines()
         return [f"{path}: {message}"]
+    if detail["type"] == "model_type":
+        return [f"{path}: needs a table, got {given!r}"]
     if detail["type"] == "literal_error":
         expected = detail["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
         return [f"{path}: {given!r} is not one of {expected}"]
     return [f"{path}: {message[:1].lower()}{message[1:]}, got {given!r}"]
 
 
-def _near_key(location: tuple[int | str, ...]) -> str:
-    """``; did you mean x?`` or the list of keys known at that place."""
-    model: Any = StudySpec
+def _near_key(location: Location) -> str:
+    """What an unknown key may stand for: a key of another section, a misspelt one, or else the list of known ones."""
+    model: type[BaseModel] = StudySpec
     for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        models = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
-        model = models[0]
-    known = list(model.model_fields)
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
-    homes = [rule.section for name, rule in HYPERPARAMETERS.items() if name == location[-1]]
-    if near:
-        return f"; did you mean {near[0]}?"
+        model = _section(model, part)
+    key, known = location[-1], list(model.model_fields)
+    homes = [name for name in StudySpec.model_fields if key in _section(StudySpec, name).model_fields]
     if homes:
         return f"; it belongs in [{homes[0]}]"
+    if near := difflib.get_close_matches(key, known, n=1):
+        return f"; did you mean {near[0]}?"
     return f"; known here: {', '.join(known)}"
+
+
+def _section(model: type[BaseModel], name: str) -> type[BaseModel]:
+    """The model of a table inside a table."""
+    annotation = model.model_fields[name].annotation
+    return next(a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel))
