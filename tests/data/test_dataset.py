@@ -1,0 +1,188 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.studies import study, write_npz
+from tuner.data import TrainingData, load_table, load_training_data, split_rows, summarize
+from tuner.errors import DataError
+from tuner.spec import StudySpec
+from tuner.trial import Task
+
+
+def split_of(spec: StudySpec, root: Path) -> dict[str, np.ndarray]:
+    """Row numbers of each part."""
+    target = load_table(spec.data, spec.task, root).target
+    split = split_rows(target, spec.task, spec.data.split, spec.study.seed)
+    return {"train": split.train, "val": split.val, "test": split.test}
+
+
+def same(first: TrainingData, second: TrainingData, parts: tuple[str, ...] = ("train", "val")) -> bool:
+    return all(
+        np.array_equal(getattr(getattr(first, part), name), getattr(getattr(second, part), name))
+        for part in parts
+        for name in ("x", "y")
+    )
+
+
+def arrays(value: object) -> list[np.ndarray]:
+    """Every array that can be reached through the fields of dataclasses, and the memory that each is a view of."""
+    if isinstance(value, np.ndarray):
+        return [value, *arrays(value.base)]
+    if dataclasses.is_dataclass(value):
+        return [a for field in dataclasses.fields(value) for a in arrays(getattr(value, field.name))]
+    return []
+
+
+def test_classification() -> None:
+    data = load_training_data(study("sklearn:wine"), Path())
+    assert (len(data.train), len(data.val)) == (106, 36)
+    assert data.task == "classification"
+    assert data.n_features == 13 == len(data.feature_names)
+    assert data.n_outputs == 3
+    assert data.classes == ("class_0", "class_1", "class_2")
+    assert (data.target_mean, data.target_sd) == (0.0, 1.0)
+    for rows in (data.train, data.val):
+        assert rows.x.shape == (len(rows), 13)
+        assert rows.x.dtype == np.float32
+        assert rows.x.flags.c_contiguous
+        assert rows.y.dtype == np.int64
+        assert set(rows.y) == {0, 1, 2}
+    np.testing.assert_allclose(data.train.x.mean(axis=0), 0, atol=1e-6)
+
+
+def test_regression() -> None:
+    spec = study("sklearn:diabetes", "rmse")
+    data = load_training_data(spec, Path())
+    assert data.n_outputs == 1
+    assert data.classes == ()
+    assert data.train.y.dtype == data.val.y.dtype == np.float32
+    assert data.train.y.shape == (len(data.train),)
+    table, split = load_table(spec.data, spec.task, Path()), split_of(spec, Path())
+    for rows, part in ((data.train, "train"), (data.val, "val")):
+        np.testing.assert_allclose(rows.y * data.target_sd + data.target_mean, table.target[split[part]], rtol=1e-5)
+
+
+def test_rows_keep_their_targets(tmp_path: Path) -> None:
+    features, target = write_npz(tmp_path / "t.npz", "classification")
+    spec = study("t.npz")
+    data, split = load_training_data(spec, tmp_path), split_of(spec, tmp_path)
+    mean, sd = features[split["train"]].mean(axis=0), features[split["train"]].std(axis=0)
+    for rows, part in ((data.train, "train"), (data.val, "val")):
+        np.testing.assert_allclose(rows.x, (features[split[part]] - mean) / sd, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(rows.y, target[split[part]])
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_equal_specs_give_equal_rows(task: Task, tmp_path: Path) -> None:
+    write_npz(tmp_path / "t.npz", task)
+    metric = "error" if task == "classification" else "rmse"
+    first, again = (load_training_data(study("t.npz", metric, seed=5), tmp_path) for _ in range(2))
+    assert same(first, again)
+    assert (first.data_digest, first.split_digest) == (again.data_digest, again.split_digest)
+    other = load_training_data(study("t.npz", metric, seed=6), tmp_path)
+    assert not same(first, other)
+    assert first.data_digest == other.data_digest
+    assert first.split_digest != other.split_digest
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("changed", ["val", "test"])
+def test_nothing_is_fitted_on_other_rows(changed: str, task: Task, tmp_path: Path) -> None:
+    features, target = write_npz(tmp_path / "t.npz", task)
+    spec = study("t.npz", "error" if task == "classification" else "rmse")
+    before, split = load_training_data(spec, tmp_path), split_of(spec, tmp_path)
+    features[split[changed]] += 1000
+    if task == "regression":  # classes stay, or the stratified split would be another one
+        target[split[changed]] -= 1000
+    np.savez(tmp_path / "t.npz", X=features, y=target)
+    after = load_training_data(spec, tmp_path)
+    assert after.split_digest == before.split_digest
+    assert after.data_digest != before.data_digest
+    assert (after.target_mean, after.target_sd) == (before.target_mean, before.target_sd)
+    assert same(before, after, ("train",))
+    assert same(before, after, ("val",)) == (changed == "test")
+
+
+def test_what_is_fitted_moves_with_the_train_rows(tmp_path: Path) -> None:
+    """The negative control of the test above: it would notice."""
+    features, target = write_npz(tmp_path / "t.npz", "regression")
+    spec = study("t.npz", "rmse")
+    before, split = load_training_data(spec, tmp_path), split_of(spec, tmp_path)
+    features[split["train"][0]] += 1000
+    target[split["train"][0]] -= 1000
+    np.savez(tmp_path / "t.npz", X=features, y=target)
+    after = load_training_data(spec, tmp_path)
+    assert after.target_mean != before.target_mean
+    assert not np.array_equal(after.val.x, before.val.x)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_no_test_row_is_within_reach(task: Task, tmp_path: Path) -> None:
+    features, _ = write_npz(tmp_path / "t.npz", task)
+    spec = study("t.npz", "error" if task == "classification" else "rmse")
+    data, split = load_training_data(spec, tmp_path), split_of(spec, tmp_path)
+    mean, sd = features[split["train"]].mean(axis=0), features[split["train"]].std(axis=0)
+    found = arrays(data)
+    assert len(found) >= 4
+    assert {len(array) for array in found} == {len(split["train"]), len(split["val"])}
+
+    def present(rows: np.ndarray) -> list[bool]:
+        """Whether each of these rows, as read or standardised, is in any matrix of the data."""
+        matrices = [a for a in found if a.ndim == 2]
+        return [
+            any(
+                np.isclose(m, form, rtol=1e-4, atol=1e-5).all(axis=1).any()
+                for m in matrices
+                for form in (r, (r - mean) / sd)
+            )
+            for r in rows
+        ]
+
+    assert not any(present(features[split["test"]]))
+    assert all(present(features[split["train"]]))
+    assert all(present(features[split["val"]]))
+
+
+def test_summary_of_classes() -> None:
+    spec = study("sklearn:breast_cancer")
+    summary, data = summarize(spec, Path()), load_training_data(spec, Path())
+    assert (summary.source, summary.rows, summary.features, summary.task) == (
+        "sklearn:breast_cancer",
+        569,
+        30,
+        "classification",
+    )
+    assert summary.stratified
+    assert (summary.n_train, summary.n_val, summary.n_test) == (341, 114, 114)
+    assert list(summary.class_counts) == ["malignant", "benign"]
+    totals = np.array(list(summary.class_counts.values())).sum(axis=0).tolist()
+    assert totals == [341, 114, 114]
+    assert sum(summary.class_counts["malignant"]) == 212
+    assert summary.class_counts["malignant"][:2] == (int((data.train.y == 0).sum()), int((data.val.y == 0).sum()))
+    assert summary.target_mean is summary.target_sd is summary.target_min is summary.target_max is None
+    assert (summary.data_digest, summary.split_digest) == (data.data_digest, data.split_digest)
+
+
+def test_summary_of_a_quantity(tmp_path: Path) -> None:
+    features, target = write_npz(tmp_path / "t.npz", "regression")
+    spec = study("t.npz", "mae")
+    split = split_of(spec, tmp_path)
+    target[split["test"]] = 1e6  # no statistic may show it
+    np.savez(tmp_path / "t.npz", X=features, y=target)
+    summary, train = summarize(spec, tmp_path), target[split["train"]]
+    assert summary.class_counts == {}
+    assert not summary.stratified
+    assert summary.target_name == "y"
+    assert summary.target_mean == pytest.approx(train.mean())
+    assert summary.target_sd == pytest.approx(train.std())
+    assert (summary.target_min, summary.target_max) == (train.min(), train.max())
+
+
+def test_the_message_names_the_class(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", X=np.arange(21.0)[:, None], y=["ham"] * 20 + ["spam"])
+    with pytest.raises(DataError, match="class 'spam' has 1 row"):
+        load_training_data(study("t.npz"), tmp_path)
+    unstratified = {"train": 0.6, "val": 0.2, "test": 0.2, "stratify": False}
+    assert load_training_data(study("t.npz", split=unstratified), tmp_path).n_outputs == 2

@@ -1,0 +1,187 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuner.data import Split, default_fractions, part_sizes, split_rows
+from tuner.errors import DataError
+from tuner.spec import SplitSection
+
+THREE_CLASSES = np.repeat([0, 1, 2], [50, 30, 20])
+
+
+def parts(split: Split) -> list[np.ndarray]:
+    return [split.train, split.val, split.test]
+
+
+def counts(split: Split, target: np.ndarray) -> list[list[int]]:
+    """For each part, the number of rows of each class."""
+    return [np.bincount(target[part], minlength=target.max() + 1).tolist() for part in parts(split)]
+
+
+def section(train: float, val: float, test: float, stratify: bool | None = None) -> SplitSection:
+    return SplitSection(train=train, val=val, test=test, stratify=stratify)
+
+
+@pytest.mark.parametrize(
+    ("n", "fractions"),
+    [(3, (0.6, 0.2, 0.2)), (1_000_000, (0.6, 0.2, 0.2)), (1_000_001, (0.98, 0.01, 0.01)), (10**9, (0.98, 0.01, 0.01))],
+)
+def test_default_fractions(n: int, fractions: tuple[float, float, float]) -> None:
+    assert default_fractions(n) == fractions
+
+
+@pytest.mark.parametrize(
+    ("n", "given_section", "sizes"),
+    [
+        (3, None, (1, 1, 1)),
+        (1797, None, (1079, 359, 359)),
+        (2_000_000, None, (1_960_000, 20_000, 20_000)),
+        (50, section(0.42, 0.29, 0.29), (20, 15, 15)),  # 14.5 goes up; in binary 0.29 * 50 is below 14.5
+        (10, section(0.5, 0.25, 0.25), (4, 3, 3)),
+    ],
+)
+def test_part_sizes(n: int, given_section: SplitSection | None, sizes: tuple[int, int, int]) -> None:
+    assert part_sizes(n, given_section) == sizes
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("given_section", [None, section(0.7, 0.1, 0.2), section(0.5, 0.2, 0.3, stratify=False)])
+def test_every_row_is_in_exactly_one_part(task: str, given_section: SplitSection | None) -> None:
+    target = THREE_CLASSES if task == "classification" else np.linspace(0, 1, 100)
+    split = split_rows(target, task, given_section, seed=3)
+    assert tuple(len(part) for part in parts(split)) == part_sizes(100, given_section)
+    assert sorted(np.concatenate(parts(split)).tolist()) == list(range(100))
+    for part in parts(split):
+        assert part.dtype == np.int64
+        assert (np.diff(part) > 0).all()
+
+
+def test_the_seed_decides() -> None:
+    first, again, other = (split_rows(THREE_CLASSES, "classification", None, seed) for seed in (1, 1, 2))
+    assert first.digest == again.digest
+    np.testing.assert_array_equal(first.test, again.test)
+    assert first.digest != other.digest
+    assert first.test.tolist() != other.test.tolist()
+
+
+def test_the_largest_seed() -> None:
+    assert len(split_rows(THREE_CLASSES, "classification", None, 2**63 - 1).train) == 60
+
+
+def test_digest_is_what_it_was() -> None:
+    """Studies store the digest: neither it nor the split of a seed may change between versions or machines."""
+    split = split_rows(THREE_CLASSES, "classification", None, seed=0)
+    assert split.digest == "e96ad48cedd5027b96a9abe60bf397941013719301d385964581078ba885b160"
+    assert (
+        split_rows(np.zeros(10), "regression", None, seed=0).digest
+        == "99fa534067ccadafeff2e0f8eadb0fff2d35a484658da29da284b6b52f041e36"
+    )
+
+
+def test_digest_tells_the_parts_apart() -> None:
+    one, two, three = (np.array([i]) for i in range(3))
+    assert Split(train=one, val=two, test=three).digest != Split(train=one, val=three, test=two).digest
+
+
+def test_regression_ignores_the_values() -> None:
+    first = split_rows(np.arange(20.0), "regression", None, seed=0)
+    assert first.digest == split_rows(np.zeros(20), "regression", None, seed=0).digest
+
+
+def test_stratified_proportions() -> None:
+    split = split_rows(THREE_CLASSES, "classification", None, seed=0)
+    assert counts(split, THREE_CLASSES) == [[30, 18, 12], [10, 6, 4], [10, 6, 4]]
+
+
+def test_unstratified_proportions_are_left_to_chance() -> None:
+    given_section = section(0.6, 0.2, 0.2, stratify=False)
+    seen = {str(counts(split_rows(THREE_CLASSES, "classification", given_section, s), THREE_CLASSES)) for s in range(5)}
+    assert len(seen) > 1
+
+
+def test_a_rare_class_is_in_every_part() -> None:
+    target = np.repeat([0, 1, 2], [990, 3, 7])
+    for seed in range(5):
+        dealt = counts(split_rows(target, "classification", None, seed), target)
+        assert [sum(part) for part in dealt] == [600, 200, 200]
+        assert [part[1] for part in dealt] == [1, 1, 1]
+        assert min(part[2] for part in dealt) >= 1
+
+
+def test_the_rows_of_a_class_are_shuffled() -> None:
+    split = split_rows(np.repeat([0, 1], 50), "classification", None, seed=0)
+    assert split.test.tolist() != [*range(10), *range(50, 60)]
+    assert np.diff(split.train).max() > 1
+
+
+@given(
+    class_counts=st.lists(st.integers(3, 60), min_size=2, max_size=8),
+    shares=st.sampled_from([(0.6, 0.2, 0.2), (0.34, 0.33, 0.33), (0.8, 0.1, 0.1), (0.2, 0.5, 0.3)]),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_any_stratified_split(class_counts: list[int], shares: tuple[float, float, float], seed: int) -> None:
+    target = np.repeat(np.arange(len(class_counts)), class_counts)
+    given_section = section(*shares)
+    sizes = part_sizes(len(target), given_section)
+    if min(sizes) < len(class_counts):
+        with pytest.raises(DataError, match="every part needs a row of each of the"):
+            split_rows(target, "classification", given_section, seed)
+        return
+    dealt = np.array(counts(split_rows(target, "classification", given_section, seed), target))
+    assert dealt.sum(axis=1).tolist() == list(sizes)
+    assert dealt.sum(axis=0).tolist() == class_counts
+    assert dealt.min() >= 1
+    share = np.outer(sizes, class_counts) / len(target)
+    if share.min() >= 1:
+        assert np.abs(dealt - share)[1:].max() < 1
+        assert np.abs(dealt - share)[0].max() < 2
+
+
+def refusal(target: np.ndarray, task: str, given_section: SplitSection | None, classes: tuple[str, ...] = ()) -> str:
+    with pytest.raises(DataError) as caught:
+        split_rows(target, task, given_section, 0, classes=classes)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("class_counts", "classes", "message_parts"),
+    [
+        ([50, 1], ("ham", "spam"), ["class 'spam' has 1 row;", "stratify = false"]),
+        ([50, 2, 30], ("a", "b", "c"), ["class 'b' has 2 rows;", "merge or drop"]),
+        ([2, 1, 30], ("a", "b", "c"), ["class 'a' has 2 rows, and 1 more classes have too few"]),
+        ([50, 1], (), ["class '1' has 1 row;"]),
+    ],
+)
+def test_a_class_that_is_too_small(class_counts: list[int], classes: tuple[str, ...], message_parts: list[str]) -> None:
+    target = np.repeat(np.arange(len(class_counts)), class_counts)
+    message = refusal(target, "classification", None, classes)
+    for part in message_parts:
+        assert part in message
+
+
+def test_a_class_that_is_too_small_is_fine_unstratified() -> None:
+    target = np.repeat([0, 1], [50, 1])
+    assert len(split_rows(target, "classification", section(0.6, 0.2, 0.2, stratify=False), 0).train) == 31
+
+
+def test_a_part_with_fewer_rows_than_classes() -> None:
+    message = refusal(np.repeat(np.arange(10), 10), "classification", section(0.9, 0.05, 0.05))
+    assert "each of the 10 classes; val has 5 rows; give val a larger share" in message
+
+
+@pytest.mark.parametrize(
+    ("n", "given_section", "part"),
+    [
+        (2, None, "val = 0.2 of 2 rows is none; give more rows, or val a larger share"),
+        (20, section(0.8, 0.19, 0.01), "test = 0.01 of 20 rows is none"),
+        (5, section(0.05, 0.45, 0.5), "train = 0.05 of 5 rows is none"),
+    ],
+)
+def test_an_empty_part(n: int, given_section: SplitSection | None, part: str) -> None:
+    assert part in refusal(np.zeros(n), "regression", given_section)
+
+
+def test_regression_cannot_be_stratified() -> None:
+    assert "drop stratify = true" in refusal(np.arange(20.0), "regression", section(0.6, 0.2, 0.2, stratify=True))
