@@ -1,1 +1,1 @@
-"""Learning: the plain MLP (the specification) and the fused lanes. Numerics: never imports optuna, sqlalchemy or click."""
+"""Learning: the plain MLP (the specification) and the fused lanes. Numerics: no optuna, sqlalchemy, click."""

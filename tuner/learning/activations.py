@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tuner.trial import Activation
 
@@ -31,14 +31,14 @@ def value(name: Activation, z: Tensor) -> Tensor:
     if name == "relu":
         return torch.relu(z)
     if name == "leaky_relu":
-        return F.leaky_relu(z, LEAKY_SLOPE)
+        return functional.leaky_relu(z, LEAKY_SLOPE)
     if name == "tanh":
         return torch.tanh(z)
     if name == "sigmoid":
         return torch.sigmoid(z)
     if name == "gelu":
-        return F.gelu(z)
-    return F.silu(z)
+        return functional.gelu(z)
+    return functional.silu(z)
 
 
 def value_and_derivative(name: Activation, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def value_and_derivative(name: Activation, z: Tensor) -> tuple[Tensor, Tensor]:
     if name == "relu":
         return torch.relu(z), (z > 0).to(z.dtype)
     if name == "leaky_relu":
-        return F.leaky_relu(z, LEAKY_SLOPE), (z > 0).to(z.dtype) * (1 - LEAKY_SLOPE) + LEAKY_SLOPE
+        return functional.leaky_relu(z, LEAKY_SLOPE), (z > 0).to(z.dtype) * (1 - LEAKY_SLOPE) + LEAKY_SLOPE
     if name == "tanh":
         a = torch.tanh(z)
         return a, 1 - a * a

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +50,7 @@ class Lane:
     key: int
 
 
-Arrays = dict[str, npt.NDArray[np.float64] | npt.NDArray[np.float32]]
+Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Pack:
@@ -80,6 +81,8 @@ class Pack:
         self.counts = [K, *(sum(c.depth >= layer for c in configs) for layer in range(1, self.L + 1))]
         self._allocate(K, n, D, C)
         self._describe_lanes(configs)
+        keeps_best = any(c.keep == "best" for c in configs)
+        self.best_theta = torch.zeros_like(self.theta) if keeps_best else None
         for k, lane in enumerate(self.lanes):
             self._initialize(k, lane)
 
@@ -272,7 +275,7 @@ class Pack:
     @torch.no_grad()
     def outputs(self, x: Tensor) -> Tensor:
         """Every lane's outputs on the same rows, dropout off: (n, D) -> (K, n, C), in the order lanes were given."""
-        parts = [self._infer(rows) for rows in x.split(EVALUATION_ROWS)]
+        parts = [self._infer(rows) for rows in torch.split(x, EVALUATION_ROWS)]
         joined = torch.cat(parts, dim=1)
         return joined[[self._place[given] for given in range(len(self.lanes))]]
 
@@ -302,17 +305,38 @@ class Pack:
 
     # ---- a lane's own state ----
 
+    @property
+    def _flats(self) -> dict[str, Tensor]:
+        best = {} if self.best_theta is None else {"best_theta": self.best_theta}
+        return {"theta": self.theta, **{f"moment{i}": m for i, m in enumerate(self.moments)}, **best}
+
+    def mark_best(self, given: Sequence[int]) -> None:
+        """Remember the current weights of these lanes as their best so far."""
+        if self.best_theta is None or not given:
+            return
+        places = torch.tensor([self._place[i] for i in given], device=self.theta.device)
+        for offset, size, count, _ in zip(*self._columns, strict=True):
+            lanes = places[places < count]
+            now = self.theta[offset : offset + size * count].view(count, size)
+            self.best_theta[offset : offset + size * count].view(count, size)[lanes] = now[lanes]
+
     def export(self, given: int) -> Arrays:
-        """Lane ``given``'s parameters and moments without padding: each a flat vector, layer by layer, head first."""
+        """Lane ``given``'s parameters and moments without padding: each a flat vector, layer by layer, head first.
+
+        Keys: ``theta``, ``moment0`` (Adam and AdamW: and ``moment1``), and ``best_theta`` if the lane keeps its best.
+        """
         k = self._place[given]
-        flats = {"theta": self.theta, **{f"moment{i}": m for i, m in enumerate(self.moments)}}
-        return {name: self._cut(flat, k).cpu().numpy().copy() for name, flat in flats.items()}
+        arrays = {name: self._cut(flat, k).cpu().numpy().copy() for name, flat in self._flats.items()}
+        if self.lanes[k].config.keep != "best":
+            arrays.pop("best_theta", None)
+        return arrays
 
     def restore(self, given: int, arrays: Arrays) -> None:
         """Put back what ``export`` gave, of this or any other pack that holds an equal lane."""
         k = self._place[given]
-        flats = {"theta": self.theta, **{f"moment{i}": m for i, m in enumerate(self.moments)}}
-        for name, flat in flats.items():
+        for name, flat in self._flats.items():
+            if name not in arrays:
+                continue
             vector = torch.from_numpy(np.asarray(arrays[name])).to(flat)
             used = 0
             for piece in self._pieces(flat, k):

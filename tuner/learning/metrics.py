@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from tuner.spec import Metric
 from tuner.trial import Task
@@ -41,5 +41,5 @@ def finish(metric: Metric, mean: float) -> float:
 def smoothed_loss(task: Task, outputs: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
     """The mean training loss of a batch as torch computes it: the specification of the fused head."""
     if task == "classification":
-        return F.cross_entropy(outputs, y, label_smoothing=label_smoothing)
-    return F.mse_loss(outputs.squeeze(-1), y)
+        return functional.cross_entropy(outputs, y, label_smoothing=label_smoothing)
+    return functional.mse_loss(outputs.squeeze(-1), y)

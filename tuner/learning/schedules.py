@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions from a step to a factor of η (slides "Learning Rate Decay", "Bag of Tips")."""
+"""Learning-rate schedules: pure functions from a step to a factor of η (slide "Learning Rate Decay")."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class ReferenceKernels:
         loss: Tensor,
         accumulate: bool,
     ) -> None:
-        K, B, C = outputs.shape
+        _, B, C = outputs.shape
         live = torch.arange(B, device=outputs.device) < step.whole[Whole.COUNT][:, None]
         outputs.add_(bias[:, None, :])
         if task == "classification":

@@ -1,0 +1,155 @@
+"""Trials in training: packs of lanes run epoch by epoch until each lane reaches its target or stops for good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+
+import numpy as np
+import torch
+
+from tuner.learning.device import DeviceData
+from tuner.learning.lanes import Arrays, Lane, Pack
+from tuner.learning.metrics import finish
+from tuner.learning.progress import EpochResult, Progress
+from tuner.spec import Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneState:
+    """All of a trial that training needs to go on: exact, so that a resumed trial equals an uninterrupted one.
+
+    ``arrays`` are as :meth:`Pack.export` gives them.
+    """
+
+    progress: Progress
+    arrays: Arrays
+
+    def as_arrays(self) -> Arrays:
+        """One mapping of named arrays, for a checkpoint file."""
+        return {**self.arrays, "progress": np.array(astuple(self.progress), dtype=np.float64)}
+
+    @classmethod
+    def from_arrays(cls, stored: Arrays) -> LaneState:
+        """The inverse of ``as_arrays``."""
+        epoch, value, best_value, best_epoch, diverged = stored["progress"].tolist()
+        progress = Progress(
+            epoch=int(epoch),
+            value=value,
+            best_value=best_value,
+            best_epoch=int(best_epoch),
+            diverged=bool(diverged),
+        )
+        return cls(progress=progress, arrays={name: a for name, a in stored.items() if name != "progress"})
+
+    @property
+    def kept_theta(self) -> np.ndarray:
+        """The weights that the trial is judged by: the best epoch's where they are kept, else the last's."""
+        return self.arrays.get("best_theta", self.arrays["theta"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneTask:
+    """A lane, how many epochs it shall have in the end, and where it stands (None: at the beginning)."""
+
+    lane: Lane
+    target_epochs: int
+    state: LaneState | None = None
+
+
+class PackTrainer:
+    """Trains the lanes of one pack side by side; each stops at its own target, and the others go on."""
+
+    def __init__(self, tasks: Sequence[LaneTask], data: DeviceData, metric: Metric) -> None:
+        self.data, self.metric = data, metric
+        self.tasks = {task.lane.number: task for task in tasks}
+        self.progress = {n: t.state.progress if t.state else Progress() for n, t in self.tasks.items()}
+        self._finished: dict[int, LaneState] = {}
+        self._running: list[int] = []
+        for number, task in self.tasks.items():
+            if task.state is not None and self._is_over(number):
+                self._finished[number] = task.state
+            else:
+                self._running.append(number)
+        self._load({n: t.state for n, t in self.tasks.items()})
+
+    @property
+    def running(self) -> list[int]:
+        """Numbers of the lanes that have epochs left to train."""
+        return list(self._running)
+
+    def run_epoch(self) -> dict[int, EpochResult]:
+        """One more epoch of every running lane, validated."""
+        results: dict[int, EpochResult] = {}
+        improved = []
+        epochs = [self.progress[n].epoch + 1 if n in self._running else 1 for n in self._loaded]
+        train_loss = self._pack.train_epoch(epochs)
+        val_loss, row_metric = self._pack.validate(self.metric)
+        for i, number in enumerate(self._loaded):
+            if number not in self._running:
+                continue
+            result = EpochResult(
+                epoch=epochs[i],
+                train_loss=float(train_loss[i]),
+                val_loss=float(val_loss[i]),
+                value=finish(self.metric, float(row_metric[i])),
+            )
+            results[number] = result
+            self.progress[number] = self.progress[number].advance(result, maximize=self.metric == "accuracy")
+            if self.progress[number].best_epoch == result.epoch:
+                improved.append(i)
+        self._pack.mark_best(improved)
+        self._retire()
+        return results
+
+    def state(self, number: int) -> LaneState:
+        """Where a lane stands now."""
+        if number in self._finished:
+            return self._finished[number]
+        return LaneState(progress=self.progress[number], arrays=self._pack.export(self._loaded.index(number)))
+
+    def _is_over(self, number: int) -> bool:
+        task, progress = self.tasks[number], self.progress[number]
+        return progress.epoch >= task.target_epochs or progress.stopped(task.lane.config)
+
+    def _retire(self) -> None:
+        """Take finished lanes out; once half of the pack is idle, pack the others anew."""
+        over = [n for n in self._running if self._is_over(n)]
+        for number in over:
+            self._finished[number] = self.state(number)
+        self._running = [n for n in self._running if n not in over]
+        if self._running and 2 * len(self._running) <= len(self._loaded):
+            self._load({n: self.state(n) for n in self._running})
+
+    def _load(self, states: dict[int, LaneState | None]) -> None:
+        if not self._running:
+            return
+        loaded = list(self._running)
+        pack = Pack([self.tasks[n].lane for n in loaded], self.data)
+        for i, number in enumerate(loaded):
+            if (state := states[number]) is not None:
+                pack.restore(i, state.arrays)
+        self._loaded, self._pack = loaded, pack
+
+
+def single_thread() -> None:
+    """Set torch up for training in this process: one thread, and denormal numbers flushed to zero.
+
+    Packs are small enough that two processes of one thread beat one process of two; dropout and decay drive weights
+    and moments into denormals, which cost up to half of the speed.
+    """
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+
+
+def train_to_end(tasks: Sequence[LaneTask], data: DeviceData, metric: Metric) -> dict[int, LaneState]:
+    """Train the lanes of one pack to their targets. For callers that need no curve (refits, sweeps)."""
+    trainer = PackTrainer(tasks, data, metric)
+    while trainer.running:
+        trainer.run_epoch()
+    return {number: trainer.state(number) for number in trainer.tasks}
+
+
+def extended(task: LaneTask, target_epochs: int, state: LaneState) -> LaneTask:
+    """The same lane with a later target, from where it stands."""
+    return replace(task, target_epochs=target_epochs, state=state)
