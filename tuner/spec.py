@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -271,12 +271,36 @@ def parse_spec(
             target = merged.setdefault(section, {})
             if isinstance(target, dict):
                 target[key] = value
-    try:
-        return StudySpec.model_validate(merged)
-    except ValidationError as error:
-        details = error.errors()
-    problems = [line for detail in details for line in _problem_lines(detail)]
-    raise SpecError(problems + _hidden_problems(merged, details), source=source)
+    return _validated(merged, source)
+
+
+def _validated(written: Mapping[str, Any], source: str) -> StudySpec:
+    """The spec, or SpecError with every problem.
+
+    Pydantic checks keys, then the keys of a table together, then the tables together, and stops where the first of
+    these fails. So the broken keys are taken out, required ones replaced by a stand-in, and the rest is checked again,
+    until nothing is left unchecked.
+    """
+    problems: list[str] = []
+    broken: frozenset[Location] = frozenset()
+    content = written
+    while () not in broken:
+        try:
+            spec = StudySpec.model_validate(content, context=broken)
+        except ValidationError as error:
+            details = error.errors()
+        else:
+            if not problems:
+                return spec
+            break
+        fresh = [detail for detail in details if _location(detail) not in broken]
+        problems += [line for detail in fresh for line in _problem_lines(detail)]
+        # Where nothing is fresh, a table cannot do without a key that was taken out: it goes as a whole.
+        broken |= {_location(detail) for detail in fresh} or {_location(detail)[:-1] for detail in details}
+        content = _without(written, broken)
+        for section, stand_ins in _STAND_INS.items():
+            content[section] = {**stand_ins, **content.get(section, {})}
+    raise SpecError(problems, source=source)
 
 
 def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
@@ -324,26 +348,6 @@ def _grid_problems(spec: StudySpec) -> Iterator[str]:
         yield f"search.sampler: the grid has {size} points, at most {MAX_TRIALS} fit; list fewer values, or use random"
     elif trials not in (None, size):
         yield f"search.trials: the grid has {size} points, not {trials}; leave trials out"
-
-
-def _hidden_problems(written: Mapping[str, Any], details: Sequence[ErrorDetails]) -> list[str]:
-    """The conflicts between keys that pydantic does not reach while single keys are broken.
-
-    The broken keys are taken out, required ones replaced by a stand-in, and the rest is validated again; whatever
-    touches a broken key is left out, since it may be the stand-in's fault.
-    """
-    broken = frozenset(_location(detail) for detail in details)
-    if () in broken:  # no single key is broken, so nothing was hidden
-        return []
-    repaired = _without(written, broken)
-    for section, stand_ins in _STAND_INS.items():
-        repaired[section] = {**stand_ins, **repaired.get(section, {})}
-    try:
-        StudySpec.model_validate(repaired, context=broken)
-    except ValidationError as error:
-        found = error.errors()
-        return [line for detail in found if _location(detail) not in broken for line in _problem_lines(detail)]
-    return []
 
 
 def _location(detail: ErrorDetails) -> Location:

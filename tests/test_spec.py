@@ -1,0 +1,403 @@
+"""Study files: what a good one means, and what each bad one is told."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.spaces import spaces, study, written
+from tuner.errors import BadInputError, SpecError
+from tuner.space import Constant
+from tuner.spec import SearchSection, StudySpec, load_spec, parse_spec
+from tuner.trial import HYPERPARAMETERS
+
+SMALLEST = """
+[study]
+name = "s"
+metric = "error"
+[data]
+source = "sklearn:digits"
+[search]
+trials = 9
+[space]
+learning_rate = { low = 1e-5, high = 1e-1, log = true }
+batch_size = 32
+width = 8
+depth = 1
+"""
+
+
+def problems(content: dict[str, Any], **overrides: Any) -> list[str]:
+    """What a study file with this content is told."""
+    with pytest.raises(SpecError) as caught:
+        parse_spec(content, **overrides)
+    assert len(str(caught.value).splitlines()) == 1 + len(caught.value.problems)
+    return caught.value.problems
+
+
+def smallest(**sections: Any) -> dict[str, Any]:
+    """The smallest study file with some keys added or replaced."""
+    content = tomllib.loads(SMALLEST)
+    return {
+        key: {**content.get(key, {}), **sections.get(key, {})}
+        if isinstance(sections.get(key, {}), dict)
+        else sections[key]
+        for key in content | sections
+    }
+
+
+class TestGood:
+    def test_smallest(self, tmp_path: Path) -> None:
+        path = tmp_path / "s.toml"
+        path.write_text(SMALLEST)
+        spec = load_spec(path)
+        assert spec.total_trials == 9
+        assert spec.task == "classification"
+        assert spec.direction == "minimize"
+        assert spec.search == SearchSection(sampler="random", pruner="hyperband", trials=9, eta=3, min_epochs=1)
+        assert list(spec.search_space) == list(HYPERPARAMETERS)
+        assert list(spec.search_space.searched) == ["learning_rate"]
+        assert spec.search_space["optimizer"] == Constant(value="adamw")
+
+    @pytest.mark.parametrize(
+        ("metric", "task", "direction"),
+        [
+            ("error", "classification", "minimize"),
+            ("accuracy", "classification", "maximize"),
+            ("log_loss", "classification", "minimize"),
+            ("rmse", "regression", "minimize"),
+            ("mse", "regression", "minimize"),
+            ("mae", "regression", "minimize"),
+        ],
+    )
+    def test_metric(self, metric: str, task: str, direction: str) -> None:
+        spec = parse_spec(smallest(study={"metric": metric}))
+        assert (spec.task, spec.direction) == (task, direction)
+
+    @pytest.mark.parametrize(
+        ("training", "keep"),
+        [
+            ({}, "last"),
+            ({"patience": 3}, "best"),
+            ({"keep": "best"}, "best"),
+            ({"patience": 3, "keep": "best"}, "best"),
+        ],
+    )
+    def test_keep(self, training: dict[str, Any], keep: str) -> None:
+        assert parse_spec(smallest(training=training)).keep == keep
+
+    def test_trial_config(self) -> None:
+        spec = parse_spec(smallest(training={"max_epochs": 27, "patience": 4}))
+        config = spec.trial_config(spec.search_space.from_unit([0.5]))
+        assert config.learning_rate == pytest.approx(1e-3)
+        assert (config.max_epochs, config.patience, config.keep, config.width) == (27, 4, "best", 8)
+
+    def test_a_grid_says_how_many(self) -> None:
+        assert study("grid").total_trials == 48
+        assert study("grid", search={"trials": 48}).total_trials == 48
+
+    def test_overrides(self) -> None:
+        spec = parse_spec(smallest(), name="other", seed=3, trials=4, max_epochs=5)
+        assert (spec.study.name, spec.study.seed, spec.total_trials, spec.training.max_epochs) == ("other", 3, 4, 5)
+        assert parse_spec(smallest(), name=None, trials=None) == parse_spec(smallest())
+
+    def test_overrides_of_what_is_missing(self) -> None:
+        content = smallest()
+        del content["search"]
+        assert parse_spec(content, trials=4).total_trials == 4
+
+    def test_the_content_is_left_alone(self) -> None:
+        content = smallest()
+        parse_spec(content, trials=4)
+        assert content == smallest()
+
+    def test_frozen(self) -> None:
+        with pytest.raises(ValueError, match="frozen"):
+            study().study.seed = 3
+
+
+class TestStored:
+    @pytest.mark.parametrize("sampler", ["random", "grid", "tpe", "qmc"])
+    def test_round_trip(self, sampler: str) -> None:
+        spec = study(sampler, data={"split": {"train": 0.5, "val": 0.25, "test": 0.25}, "target": "y"})
+        again = parse_spec(json.loads(spec.as_json()))
+        assert again == spec
+        assert again.as_json() == spec.as_json()
+        assert again.digest == spec.digest
+        assert len(spec.digest) == 64
+
+    @hypothesis.settings(max_examples=50)
+    @given(spaces())
+    def test_any_space_round_trips(self, space: Any) -> None:
+        content = smallest(study={"metric": "error"})
+        for name, domain in space.items():
+            content.setdefault(HYPERPARAMETERS[name].section, {})[name] = domain.as_written()
+        hypothesis.assume(space.searched)
+        spec = parse_spec(content)
+        assert spec.search_space == space
+        assert parse_spec(json.loads(spec.as_json())).as_json() == spec.as_json()
+
+    def test_the_order_of_keys_does_not_matter(self) -> None:
+        content = written()
+        backwards = {key: dict(reversed(value.items())) for key, value in reversed(content.items())}
+        assert parse_spec(backwards).digest == parse_spec(content).digest
+
+    def test_a_default_written_out_is_the_same_study(self) -> None:
+        assert (
+            parse_spec(smallest(search={"eta": 3}, training={"max_epochs": 81})).digest == parse_spec(smallest()).digest
+        )
+
+    def test_any_difference_changes_the_digest(self) -> None:
+        digests = {
+            parse_spec(smallest(**change)).digest
+            for change in ({}, {"study": {"seed": 1}}, {"space": {"width": 9}}, {"final": {"seeds": 6}})
+        }
+        assert len(digests) == 4
+
+    def test_differences(self) -> None:
+        mine = parse_spec(smallest())
+        given = parse_spec(smallest(space={"width": {"low": 8, "high": 16}}, study={"seed": 4}, data={"target": "y"}))
+        assert mine.differences(given) == [
+            "study.seed: 0 -> 4",
+            'data.target: null -> "y"',
+            'space.width: 8 -> {"low": 8, "high": 16}',
+        ]
+        assert mine.differences(mine) == []
+
+
+class TestBad:
+    @pytest.mark.parametrize(
+        ("sections", "told"),
+        [
+            ({"study": {"metrc": 1}}, "study.metrc: unknown key; did you mean metric?"),
+            ({"studdy": {}}, "studdy: unknown key; did you mean study?"),
+            ({"search": {"max_epochs": 3}}, "search.max_epochs: unknown key; it belongs in [training]"),
+            ({"space": {"optimizer": "sgd"}}, "space.optimizer: unknown key; it belongs in [training]"),
+            ({"seed": 3}, "seed: unknown key; it belongs in [study]"),
+            ({"final": {"zzz": 3}}, "final.zzz: unknown key; known here: seeds, fit_on, confidence"),
+            (
+                {"data": {"split": {"train": 0.6, "val": 0.2, "test": 0.2, "stratfy": True}}},
+                "data.split.stratfy: unknown key; did you mean stratify?",
+            ),
+            ({"study": 3}, "study: needs a table, got 3"),
+            ({"data": {"split": 0.6}}, "data.split: needs a table, got 0.6"),
+            (
+                {"data": {"split": {"train": 0.6, "val": 0.2, "test": 0.3}}},
+                "data.split: train + val + test must be 1, they add up to 1.1",
+            ),
+            (
+                {"data": {"split": {"train": 0.8, "val": 0.2, "test": 0}}},
+                "data.split.test: should be greater than 0, got 0",
+            ),
+            ({"study": {"metric": "f1"}}, "study.metric: 'f1' is not one of error, accuracy, log_loss, rmse, mse, mae"),
+            ({"search": {"sampler": "cmaes"}}, "search.sampler: 'cmaes' is not one of grid, random, tpe, qmc"),
+            (
+                {"search": {"pruner": "median"}},
+                "search.pruner: 'median' is not one of none, successive_halving, hyperband",
+            ),
+            ({"study": {"seed": -1}}, "study.seed: should be greater than or equal to 0, got -1"),
+            ({"study": {"seed": "5"}}, "study.seed: should be a valid integer, got '5'"),
+            ({"search": {"trials": True}}, "search.trials: should be a valid integer, got True"),
+            ({"search": {"trials": 0}}, "search.trials: should be greater than or equal to 1, got 0"),
+            ({"search": {"eta": 1}}, "search.eta: should be greater than or equal to 2, got 1"),
+            (
+                {"search": {"min_epochs": 100}},
+                "search.min_epochs: 100 is above training.max_epochs 81; lower it, or train longer",
+            ),
+            (
+                {"search": {"sampler": "random", "trials": None}},
+                "search.trials: missing; say how many trials the study has",
+            ),
+            (
+                {"search": {"sampler": "grid"}},
+                "space.learning_rate: a grid needs a step, or a list of choices; search.sampler is grid",
+            ),
+            (
+                {"search": {"sampler": "grid"}, "space": {"learning_rate": {"choices": [0.1, 0.2]}}},
+                "search.trials: the grid has 2 points, not 9; leave trials out",
+            ),
+            (
+                {
+                    "search": {"sampler": "grid", "trials": None},
+                    "space": {
+                        "learning_rate": 0.1,
+                        "batch_size": {"low": 1, "high": 4096},
+                        "width": {"low": 1, "high": 4096},
+                    },
+                },
+                "search.sampler: the grid has 16777216 points, at most 10000000 fit; list fewer values, or use random",
+            ),
+            (
+                {"space": {"learning_rate": 0.1}},
+                "space: nothing to search; give at least one hyperparameter a range or choices",
+            ),
+            (
+                {"space": {"learning_rate": {"low": 1, "high": 0.1}}},
+                "space.learning_rate: low 1.0 is above high 0.1; swap them",
+            ),
+            (
+                {"space": {"dropout": {"low": 0.0, "high": 0.5, "log": True}}},
+                "space.dropout: log needs low > 0, got 0.0; give a small positive low, or or_zero = true",
+            ),
+            (
+                {"model": {"activation": "swish"}},
+                "model.activation: 'swish' is not one of relu, tanh, sigmoid, gelu, silu",
+            ),
+            (
+                {"training": {"patience": 3, "keep": "last"}},
+                "training.keep: patience keeps the best epoch's weights, not the last; set keep = 'best'",
+            ),
+            (
+                {"training": {"patience": 3}, "final": {"fit_on": "train+val"}},
+                "final.fit_on: train+val leaves no rows to stop early on; drop training.patience",
+            ),
+            (
+                {"training": {"label_smoothing": 0.1}, "study": {"metric": "rmse"}},
+                "training.label_smoothing: is for classification; metric rmse is regression; drop it",
+            ),
+        ],
+    )
+    def test_told(self, sections: dict[str, Any], told: str) -> None:
+        (problem,) = problems(smallest(**sections))
+        assert problem.startswith(told)
+
+    @pytest.mark.parametrize("name", ["", "a b", "a/b", "..", ".a", "-a", "a\\b", "a\n", "a\x00", "x" * 201])
+    def test_not_a_name(self, name: str) -> None:
+        (problem,) = problems(smallest(study={"name": name}))
+        assert problem.startswith(f"study.name: {name!r} is not a name: up to 200 letters")
+
+    @pytest.mark.parametrize("name", ["a", "digits-2", "größe", "run_1.5", "2024:a+b=c@d", "x" * 200])
+    def test_a_name(self, name: str) -> None:
+        assert parse_spec(smallest(study={"name": name})).study.name == name
+
+    @pytest.mark.parametrize(
+        ("section", "key"), [("study", "name"), ("study", "metric"), ("data", "source"), ("space", "width")]
+    )
+    def test_missing_key(self, section: str, key: str) -> None:
+        content = smallest()
+        del content[section][key]
+        assert problems(content) == [f"{section}.{key}: missing; this key is required"]
+
+    @pytest.mark.parametrize("section", ["study", "data", "space"])
+    def test_missing_section(self, section: str) -> None:
+        content = smallest()
+        del content[section]
+        assert problems(content) == [f"{section}: missing; this key is required"]
+
+    def test_all_at_once(self) -> None:
+        """Broken keys, a missing one, unknown ones, and the conflicts of the keys that are sound."""
+        content = smallest(
+            study={"metric": "f1"},
+            data={"split": {"train": 0.9, "val": 0.2, "test": 0.1, "shuffle": True}},
+            training={"optimizer": "adagrad", "patience": 3, "keep": "last"},
+            search={"min_epochs": 100},
+            space={"dropout": 1.5, "lr": 0.1},
+            final={"fit_on": "train+val"},
+        )
+        del content["space"]["depth"]
+        assert sorted(problem.split(":")[0] for problem in problems(content)) == [
+            "data.split",
+            "data.split.shuffle",
+            "final.fit_on",
+            "search.min_epochs",
+            "space.depth",
+            "space.dropout",
+            "space.lr",
+            "study.metric",
+            "training.keep",
+            "training.optimizer",
+        ]
+
+    @pytest.mark.parametrize(
+        ("sections", "told"),
+        [
+            # max_epochs is unknown, so whether min_epochs fits is unknown as well
+            ({"training": {"max_epochs": "x"}, "search": {"min_epochs": 100}}, ["training.max_epochs"]),
+            # a broken domain may be the one that was to be searched
+            ({"space": {"learning_rate": {"low": 1}}}, ["space.learning_rate"]),
+            # or may be what the number of grid points depends on
+            ({"space": {"learning_rate": {"low": 1}}, "search": {"sampler": "grid"}}, ["space.learning_rate"]),
+            ({"search": {"sampler": "x", "trials": None}}, ["search.sampler"]),
+            ({"study": {"metric": "x"}, "training": {"label_smoothing": 0.1}}, ["study.metric"]),
+            ({"training": {"patience": -1, "keep": "last"}}, ["training.patience"]),
+            ({"data": {"split": {"train": 2, "val": 0.2, "test": 0.2}}}, ["data.split.train"]),
+            ({"search": 3}, ["search"]),
+            ({"space": 3}, ["space"]),
+        ],
+    )
+    def test_nothing_is_blamed_for_a_broken_key(self, sections: dict[str, Any], told: list[str]) -> None:
+        assert [problem.split(":")[0] for problem in problems(smallest(**sections))] == told
+
+    def test_an_override_is_checked(self) -> None:
+        assert problems(smallest(search={"min_epochs": 5}), max_epochs=3) == [
+            "search.min_epochs: 5 is above training.max_epochs 3; lower it, or train longer"
+        ]
+        assert problems(smallest(), trials=0) == ["search.trials: should be greater than or equal to 1, got 0"]
+
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=2)
+                | st.dictionaries(
+                    st.sampled_from(
+                        [*StudySpec.model_fields, *HYPERPARAMETERS, "low", "high", "choices", "split", "x"]
+                    ),
+                    inner,
+                    max_size=4,
+                )
+            ),
+        ).filter(lambda content: isinstance(content, dict))
+    )
+    def test_any_content_is_read_or_told(self, content: dict[str, Any]) -> None:
+        try:
+            parse_spec({**smallest(), **content})
+        except SpecError as error:
+            told = error.problems
+        else:
+            return
+        assert told
+        assert all(problem and "\n" not in problem for problem in told)
+
+
+class TestFile:
+    def test_no_such_file(self, tmp_path: Path) -> None:
+        with pytest.raises(BadInputError, match=r"nothing\.toml: no such study file"):
+            load_spec(tmp_path / "nothing.toml")
+
+    def test_a_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(BadInputError, match="cannot be read: "):
+            load_spec(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"[study", "not valid TOML: "),
+            (b"a = 1\na = 2", "not valid TOML: "),
+            (b"a = " + b"9" * 5000, "not valid TOML: "),
+            (b"\xff\xfe", "cannot be read: "),
+        ],
+    )
+    def test_not_toml(self, tmp_path: Path, content: bytes, message: str) -> None:
+        path = tmp_path / "bad.toml"
+        path.write_bytes(content)
+        with pytest.raises(BadInputError, match=message) as caught:
+            load_spec(path)
+        assert str(path) in str(caught.value)
+
+    def test_problems_name_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "bad.toml"
+        path.write_text(SMALLEST.replace("trials = 9", "trials = 0\neta = 1"))
+        with pytest.raises(SpecError) as caught:
+            load_spec(path)
+        assert str(caught.value).splitlines() == [
+            f"{path}: 2 problems",
+            "  search.trials: should be greater than or equal to 1, got 0",
+            "  search.eta: should be greater than or equal to 2, got 1",
+        ]
+        assert caught.value.exit_code == 2
