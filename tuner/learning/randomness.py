@@ -48,7 +48,8 @@ def lane_key(seed: int, *path: int) -> int:
     """The 64-bit key of a lane: ``lane_key(study seed, trial number)``, or any other path of whole numbers."""
     key = splitmix64(np.array([seed], dtype=np.uint64))
     for part in path:
-        key = splitmix64(key ^ splitmix64(np.array([part], dtype=np.uint64)))
+        # Mixed twice before the part is added: an xor of two mixes would make (0, 1) and (1, 0) one path.
+        key = splitmix64(splitmix64(key) + np.array([part], dtype=np.uint64))
     return int(key[0])
 
 

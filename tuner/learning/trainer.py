@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tuner.learning.device import DeviceData
 from tuner.learning.lanes import Arrays, Lane, Pack
@@ -150,6 +151,9 @@ def train_to_end(tasks: Sequence[LaneTask], data: DeviceData, metric: Metric) ->
     return {number: trainer.state(number) for number in trainer.tasks}
 
 
-def extended(task: LaneTask, target_epochs: int, state: LaneState) -> LaneTask:
-    """The same lane with a later target, from where it stands."""
-    return replace(task, target_epochs=target_epochs, state=state)
+def kept_outputs(tasks: Sequence[LaneTask], states: Mapping[int, LaneState], data: DeviceData, x: Tensor) -> Tensor:
+    """Outputs of the weights each lane keeps, dropout off: x (n, D) -> (K, n, C), in the order of ``tasks``."""
+    pack = Pack([task.lane for task in tasks], data)
+    for i, task in enumerate(tasks):
+        pack.restore(i, {"theta": states[task.lane.number].kept_theta})
+    return pack.outputs(x)

@@ -1,0 +1,41 @@
+"""Devices by name, and what is said when one is not there."""
+
+import numpy as np
+import pytest
+import torch
+
+from tuner.data.dataset import Rows
+from tuner.errors import DeviceError
+from tuner.learning.device import resolve_device, tensors
+
+
+def test_auto_is_a_device_of_this_machine() -> None:
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+def test_absent_and_unknown_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name, message in [
+        ("cuda", "torch sees no CUDA device here; use --device cpu"),
+        ("mps", "torch sees no Apple GPU here"),
+        ("gpu", "device 'gpu' is not known; use auto, cpu, cuda"),
+        ("xpu", "device 'xpu' is not supported"),
+    ]:
+        with pytest.raises(DeviceError, match=message):
+            resolve_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceError, match="there are 2 CUDA devices, numbered from 0"):
+        resolve_device("cuda:2")
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("cuda") == torch.device("cuda", 0)
+
+
+def test_rows_become_tensors() -> None:
+    x = np.ones((3, 2), dtype=np.float32)
+    features, classes = tensors(Rows(x=x, y=np.array([0, 1, 2])), torch.device("cpu"), torch.float64)
+    assert (features.dtype, classes.dtype) == (torch.float64, torch.int64)
+    _, target = tensors(Rows(x=x, y=np.ones(3, dtype=np.float32)), torch.device("cpu"), torch.float64)
+    assert target.dtype == torch.float64

@@ -1,0 +1,190 @@
+"""The compiled kernels equal the reference, one call at a time, float32 and float64."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tuner.learning.kernels import kernels_for
+from tuner.learning.kernels.cpu import CpuKernels
+from tuner.learning.kernels.interface import Blocks, Kernels, Lanes, Step
+from tuner.learning.kernels.reference import ReferenceKernels, dropout_bits
+from tuner.learning.randomness import bits, dropout_threshold
+from tuner.trial import Activation, Optimizer, Task
+
+K, B, D, H, C, N = 3, 6, 4, 11, 5, 40
+DTYPES = [torch.float32, torch.float64]
+CLOSE = {torch.float32: 3e-6, torch.float64: 1e-14}
+
+
+class Case:
+    """Random buffers and the numbers of three unlike lanes; every call of ``run`` starts from equal copies."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.generator = torch.Generator().manual_seed(11)
+        self.dtype = dtype
+        self.whole = torch.tensor([[0, 6, 12], [6, 4, 0], [1, 0, 1]])
+        self.real = torch.tensor([[1 / 6, 1 / 9, 1.0], [0.1, 0.2, 0.05], [0.9, 0.5, 1.0], [0.99, 0.9, 1.0]]).to(dtype)
+        self.lane_whole = torch.tensor([[11, 7, 1], [0, dropout_threshold(0.25), dropout_threshold(0.9)]])
+        self.lane_real = torch.tensor([[1.0, 1 / 0.75, 10.0], [0.0, 0.1, 0.3], [0.0, 0.01, 0.2], [0.9, 0.0, 0.5]]).to(
+            dtype
+        )
+        self.words = torch.randint(0, 2**32, (2, K), generator=self.generator)
+
+    def random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
+
+    def step(self, kernels: Kernels) -> Step:
+        return Step(kernels.handle(self.whole), kernels.handle(self.real))
+
+    def lanes(self, kernels: Kernels) -> Lanes:
+        return Lanes(kernels.handle(self.lane_whole), kernels.handle(self.lane_real))
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    scale = max(1.0, float(expected.abs().max()))
+    assert float((found.double() - expected.double()).abs().max()) / scale < CLOSE[expected.dtype]
+
+
+def test_cpu_gets_the_compiled_kernels() -> None:
+    assert isinstance(kernels_for(torch.device("cpu")), CpuKernels)
+
+
+def test_dropout_bits_equal_the_specification() -> None:
+    words = torch.tensor([[1, 2**32 - 1], [77, 123456789]])
+    rows = torch.tensor([[0, 5, 10**6], [1, 2, 2**31]])
+    found = dropout_bits(words, rows, 9)
+    for k in range(2):
+        expected = bits(int(words[0, k]), int(words[1, k]), rows[k].numpy(), 9)
+        assert np.array_equal(found[k].numpy(), expected.astype(np.int64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_hidden_forward(activation: Activation, dtype: torch.dtype) -> None:
+    case = Case(dtype)
+    z, bias = case.random(K, B, H), case.random(K, H)
+    for k, width in enumerate(case.lane_whole[0].tolist()):
+        z[k, :, width:], bias[k, width:] = 0, 0
+    results = []
+    for kernels in (ReferenceKernels(), CpuKernels()):
+        z_, out = z.clone(), torch.zeros(K, B, H, dtype=dtype)
+        handle = kernels.handle
+        kernels.hidden_forward(
+            activation,
+            handle(z_),
+            handle(bias),
+            handle(case.words),
+            case.step(kernels),
+            case.lanes(kernels),
+            handle(out),
+        )
+        results.append((z_, out))
+    dropped = (results[0][1] == 0).double().mean((1, 2))
+    assert dropped[2] > dropped[0], "the lane that drops most has most zeros"
+    for expected, found in zip(*results, strict=True):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_hidden_infer(activation: Activation, dtype: torch.dtype) -> None:
+    case = Case(dtype)
+    z, bias = case.random(K, B, H), case.random(K, H)
+    for k, width in enumerate(case.lane_whole[0].tolist()):
+        z[k, :, width:], bias[k, width:] = 0, 0
+    expected, found = z.clone(), z.clone()
+    for kernels, buffer in ((ReferenceKernels(), expected), (CpuKernels(), found)):
+        kernels.hidden_infer(activation, kernels.handle(buffer), kernels.handle(bias), case.lanes(kernels))
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_hidden_backward(accumulate: bool, dtype: torch.dtype) -> None:
+    case = Case(dtype)
+    da, derivative, gradient = case.random(K, B, H), case.random(K, B, H), case.random(K, H)
+    results = []
+    for kernels in (ReferenceKernels(), CpuKernels()):
+        da_, gradient_ = da.clone(), gradient.clone()
+        kernels.hidden_backward(kernels.handle(da_), kernels.handle(derivative), kernels.handle(gradient_), accumulate)
+        results.append((da_, gradient_))
+    for expected, found in zip(*results, strict=True):
+        assert_close(found, expected)
+    assert torch.allclose(results[1][1] - da_.sum(1), gradient if accumulate else torch.zeros_like(gradient), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("task", get_args(Task))
+def test_head(task: Task, accumulate: bool, dtype: torch.dtype) -> None:
+    case = Case(dtype)
+    outputs = C if task == "classification" else 1
+    logits, bias, gradient = 3 * case.random(K, B, outputs), case.random(K, outputs), case.random(K, outputs)
+    y = torch.randint(0, C, (K, B), generator=case.generator) if task == "classification" else case.random(K, B)
+    results = []
+    for kernels in (ReferenceKernels(), CpuKernels()):
+        logits_, gradient_, loss = logits.clone(), gradient.clone(), torch.ones(K, dtype=torch.float64)
+        handle = kernels.handle
+        kernels.head(
+            task,
+            handle(logits_),
+            handle(bias),
+            handle(y),
+            case.step(kernels),
+            case.lanes(kernels),
+            handle(gradient_),
+            handle(loss),
+            accumulate,
+        )
+        results.append((logits_, gradient_, loss.to(dtype)))
+    for expected, found in zip(*results, strict=True):
+        assert_close(found, expected)
+    assert results[0][0][2].abs().max() == 0, "a lane without rows has no gradient"
+    assert results[0][2][2] == 1, "a lane without rows has no loss"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("clear", [False, True])
+@pytest.mark.parametrize("optimizer", get_args(Optimizer))
+def test_optimize(optimizer: Optimizer, clear: bool, dtype: torch.dtype) -> None:
+    case = Case(dtype)
+    blocks = [torch.tensor(column) for column in ([0, 30, 36], [10, 2, 7], [3, 3, 2], [1, 0, 1])]
+    total = 36 + 14
+    flats = [case.random(total) for _ in range(2)] + [case.random(total).abs() for _ in range(2)]
+    results = []
+    for kernels in (ReferenceKernels(), CpuKernels()):
+        theta, gradient, *moments = (flat.clone() for flat in flats)
+        handle = kernels.handle
+        kernels.optimize(
+            optimizer,
+            handle(theta),
+            handle(gradient),
+            tuple(handle(m) for m in moments[: 1 if optimizer == "sgd" else 2]),
+            Blocks(*(handle(column) for column in blocks)),
+            case.step(kernels),
+            case.lanes(kernels),
+            clear,
+        )
+        results.append((theta, gradient, *moments))
+    for expected, found in zip(*results, strict=True):
+        assert_close(found, expected)
+    assert torch.equal(results[1][0][10:20], flats[0][10:20]), "lane 1 does not step now"
+    assert not torch.equal(results[1][0][:10], flats[0][:10])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gather(dtype: torch.dtype) -> None:
+    case = Case(dtype)
+    x, y = case.random(N, D), torch.arange(N)
+    order = torch.stack([torch.randperm(N, generator=case.generator) for _ in range(K)])
+    for kernels in (ReferenceKernels(), CpuKernels()):
+        x_out, y_out = torch.zeros(K, B, D, dtype=dtype), torch.zeros(K, B, dtype=torch.int64)
+        handle = kernels.handle
+        kernels.gather(handle(x), handle(y), handle(order), case.step(kernels), handle(x_out), handle(y_out))
+        for k, (start, count, _) in enumerate(case.whole.T.tolist()):
+            rows = order[k, start : start + count]
+            assert torch.equal(x_out[k, :count], x[rows])
+            assert torch.equal(y_out[k, :count], y[rows])

@@ -1,0 +1,156 @@
+"""K fused lanes equal K ordinary models trained alone, whatever differs between the lanes."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.learning.packs import TOLERANCE, distance_from_plain, lane_of, make_config, make_data, mixed_configs
+from tuner.learning.kernels.cpu import CpuKernels
+from tuner.learning.kernels.interface import Kernels
+from tuner.learning.kernels.reference import ReferenceKernels
+from tuner.learning.lanes import Pack, micro_steps
+from tuner.trial import Activation, Optimizer, Task
+
+KERNELS = [ReferenceKernels(), CpuKernels()]
+MIXED = [
+    {"batch_size": 8, "width": 5, "depth": 1, "schedule": "constant"},
+    {"batch_size": 16, "weight_decay": 0.01, "dropout": 0.3, "width": 12, "depth": 3, "warmup": 0.2},
+    {"batch_size": 24, "weight_decay": 0.1, "dropout": 0.5, "width": 9, "depth": 2, "learning_rate": 0.003},
+    {"batch_size": 500, "dropout": 0.1, "width": 3, "depth": 3, "momentum": 0.5},
+]
+
+
+@pytest.mark.parametrize("kernels", KERNELS, ids=["reference", "cpu"])
+@pytest.mark.parametrize("task", get_args(Task))
+@pytest.mark.parametrize("optimizer", get_args(Optimizer))
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_fused_equals_plain(activation: Activation, optimizer: Optimizer, task: Task, kernels: Kernels) -> None:
+    data = make_data(task)
+    configs = [make_config(activation=activation, optimizer=optimizer, **lane) for lane in MIXED]
+    lanes = [lane_of(config, number) for number, config in enumerate(configs)]
+    assert distance_from_plain(Pack(lanes, data, kernels), lanes, data) < TOLERANCE
+
+
+@settings(max_examples=30)
+@given(draw=st.data(), task=st.sampled_from(get_args(Task)), kernels=st.sampled_from(KERNELS))
+def test_random_mixed_packs_equal_plain(draw: st.DataObject, task: Task, kernels: Kernels) -> None:
+    data = make_data(task)
+    configs = draw.draw(mixed_configs(task))
+    lanes = [lane_of(config, number) for number, config in enumerate(configs)]
+    assert distance_from_plain(Pack(lanes, data, kernels), lanes, data) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 0.0101},
+        {"weight_decay": 0.0101},
+        {"dropout": 0.303},
+        {"momentum": 0.909},
+        {"label_smoothing": 0.101},
+        {"width": 9},
+        {"depth": 3},
+        {"batch_size": 17},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_negative_control_one_number_of_one_lane_is_noticed(change: dict[str, float]) -> None:
+    data = make_data()
+    base = {"weight_decay": 0.01, "dropout": 0.3, "label_smoothing": 0.1}
+    lanes = [lane_of(make_config(**base), 0), lane_of(make_config(**base), 1)]
+    changed = [lanes[0], lane_of(make_config(**{**base, **change}), 1)]
+    pack = Pack(changed, data)
+    if "width" in change or "depth" in change:
+        assert len(pack.export(1)["theta"]) != len(Pack(lanes, data).export(1)["theta"])
+    else:
+        assert distance_from_plain(pack, lanes, data) > 1000 * TOLERANCE
+
+
+def test_a_lane_does_not_depend_on_its_neighbours_or_their_order() -> None:
+    data = make_data()
+    lanes = [lane_of(make_config(optimizer="adam", **lane), number) for number, lane in enumerate(MIXED)]
+    together = Pack(lanes, data)
+    backwards = Pack(lanes[::-1], data)
+    for epoch in (1, 2):
+        together.train_epoch([epoch] * 4)
+        backwards.train_epoch([epoch] * 4)
+    for i, lane in enumerate(lanes):
+        alone = Pack([lane], data)
+        for epoch in (1, 2):
+            alone.train_epoch([epoch])
+        for name, vector in alone.export(0).items():
+            assert np.abs(vector - together.export(i)[name]).max() < TOLERANCE
+            assert np.abs(vector - backwards.export(3 - i)[name]).max() < TOLERANCE
+
+
+def test_padding_stays_exactly_zero_even_where_the_activation_of_zero_is_not() -> None:
+    data = make_data()
+    lanes = [lane_of(make_config(activation="sigmoid", width=width, dropout=0.2), width) for width in (3, 13)]
+    pack = Pack(lanes, data)
+    pack.train_epoch([1, 1])
+    narrow = sum(len(pack.export(i)["theta"]) for i in (0, 1))
+    assert int(torch.count_nonzero(pack.theta)) == narrow < pack.theta.numel()
+
+
+def test_lanes_of_one_pack_may_be_at_different_epochs() -> None:
+    data = make_data()
+    lanes = [lane_of(make_config(dropout=0.2, optimizer="adam"), number) for number in (0, 1)]
+    ahead = Pack(lanes[:1], data)
+    ahead.train_epoch([1])
+    both = Pack(lanes, data)
+    both.restore(0, ahead.export(0))
+    both.train_epoch([2, 1])
+    ahead.train_epoch([2])
+    assert np.abs(both.export(0)["theta"] - ahead.export(0)["theta"]).max() < TOLERANCE
+
+
+def test_float32_follows_float64_over_a_whole_training() -> None:
+    """Stated tolerance: 1e-4 on the training loss after six epochs of Adam."""
+    configs = [make_config(optimizer="adam", **lane) for lane in MIXED]
+    losses = {}
+    for dtype in (torch.float32, torch.float64):
+        data = make_data(dtype=dtype)
+        pack = Pack([lane_of(config, number) for number, config in enumerate(configs)], data)
+        for epoch in range(1, 7):
+            losses[dtype] = pack.train_epoch([epoch] * 4)
+    assert np.abs(losses[torch.float32] - losses[torch.float64]).max() < 1e-4
+
+
+def test_lanes_that_cannot_fuse_are_refused() -> None:
+    lanes = [lane_of(make_config(activation="relu"), 0), lane_of(make_config(activation="tanh"), 1)]
+    with pytest.raises(ValueError, match="one signature"):
+        Pack(lanes, make_data())
+
+
+@given(n=st.integers(1, 200), batch=st.integers(1, 250), micro=st.integers(1, 250))
+def test_micro_steps_visit_every_row_once_and_step_once_a_batch(n: int, batch: int, micro: int) -> None:
+    batch = min(batch, n)
+    micro = min(micro, batch)
+    plan = micro_steps(n, batch, micro)
+    rows = [row for start, count, _, _ in plan for row in range(start, start + count)]
+    assert rows == list(range(n))
+    assert plan[:, 1].max() <= micro
+    assert plan[:, 2].sum() == -(-n // batch)
+    batch_of_row = [first // batch for first in plan[:, 0]]
+    sizes = [min(batch, n - b * batch) for b in batch_of_row]
+    assert plan[:, 3].tolist() == sizes
+
+
+def test_evaluation_in_pieces_equals_evaluation_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_data()
+    pack = Pack([lane_of(make_config(**lane), i) for i, lane in enumerate(MIXED)], data)
+    whole = pack.outputs(data.x_train)
+    monkeypatch.setattr("tuner.learning.lanes.EVALUATION_ROWS", 7)
+    assert torch.allclose(pack.outputs(data.x_train), whole, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", get_args(Optimizer))
+def test_cuda_equals_plain(optimizer: Optimizer) -> None:
+    data = make_data(device="cuda")
+    lanes = [lane_of(make_config(optimizer=optimizer, **lane), number) for number, lane in enumerate(MIXED)]
+    assert distance_from_plain(Pack(lanes, data), lanes, data) < TOLERANCE

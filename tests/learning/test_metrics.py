@@ -1,0 +1,45 @@
+"""Losses and metrics against torch's and scikit-learn's own."""
+
+import math
+
+import pytest
+import torch
+from sklearn import metrics as sklearn_metrics
+
+from tuner.learning.metrics import finish, row_loss, row_metric, smoothed_loss
+
+LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0], [1.0, 1.5, 0.0], [0.0, 0.0, 0.1]], dtype=torch.float64)
+LABELS = torch.tensor([0, 1, 1, 2])
+
+
+def test_classification_metrics() -> None:
+    predicted, p = LOGITS.argmax(1), LOGITS.softmax(1)
+    assert row_metric("accuracy", LOGITS, LABELS, 1.0).mean() == sklearn_metrics.accuracy_score(LABELS, predicted)
+    assert row_metric("error", LOGITS, LABELS, 1.0).mean() == 0.25
+    log_loss = sklearn_metrics.log_loss(LABELS, p, labels=[0, 1, 2])
+    assert row_metric("log_loss", LOGITS, LABELS, 1.0).mean().item() == pytest.approx(log_loss)
+
+
+def test_regression_metrics_are_in_the_targets_unit() -> None:
+    outputs, y = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([0.5, 1.0, 1.0])
+    assert finish("rmse", row_metric("rmse", outputs, y, 10.0).mean().item()) == pytest.approx(math.sqrt(125 / 3))
+    assert row_metric("mse", outputs, y, 10.0).mean().item() == pytest.approx(125 / 3)
+    assert row_metric("mae", outputs, y, 10.0).mean().item() == pytest.approx(5.0)
+
+
+def test_losses_equal_torchs() -> None:
+    assert row_loss("classification", LOGITS, LABELS).mean() == smoothed_loss("classification", LOGITS, LABELS, 0.0)
+    outputs, y = torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 3.0])
+    assert row_loss("regression", outputs, y).mean() == smoothed_loss("regression", outputs, y, 0.0)
+
+
+def test_lanes_broadcast_over_the_same_labels() -> None:
+    both = row_metric("error", torch.stack([LOGITS, -LOGITS]), LABELS, 1.0)
+    assert both.shape == (2, 4)
+    assert torch.equal(both[1], row_metric("error", -LOGITS, LABELS, 1.0))
+
+
+@pytest.mark.parametrize("metric", ["error", "accuracy", "log_loss"])
+def test_outputs_that_are_not_finite_are_no_lucky_hit(metric: str) -> None:
+    broken = torch.tensor([[math.nan, 1.0, 0.0]])
+    assert torch.isnan(row_metric(metric, broken, torch.tensor([0]), 1.0)).all()  # type: ignore[arg-type]

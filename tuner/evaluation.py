@@ -1,0 +1,230 @@
+"""The honest estimate: the winner refitted over several seeds, and the test set opened once.
+
+This is the only module that may open the test set (see :mod:`tuner.data.sealed`; an import contract says so).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tuner.data.dataset import TrainingData, load_training_data
+from tuner.data.sealed import open_test
+from tuner.errors import BadInputError, DataError, NothingCompletedError
+from tuner.learning.device import DeviceData, resolve_device, tensors
+from tuner.learning.lanes import Lane
+from tuner.learning.metrics import finish, row_metric
+from tuner.learning.randomness import lane_key
+from tuner.learning.trainer import LaneTask, kept_outputs, single_thread, train_to_end
+from tuner.manager import BestTrial, StudyManager
+from tuner.spec import Metric, StudySpec
+from tuner.trial import TrialConfig, Value
+
+REFIT = 1  # the second part of a refit's key path; a trial's key has one part, so no refit repeats a trial's stream
+BOOTSTRAP_RESAMPLES = 4000
+ZERO_ONE_METRICS: tuple[Metric, ...] = ("error", "accuracy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestScore:
+    """The metric on the test rows: mean and standard deviation over refits, and an interval for the mean.
+
+    sd: over seeds, with n-1; None for a single seed. low, high: see :func:`interval`.
+    """
+
+    mean: float
+    sd: float | None
+    low: float
+    high: float
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What ``tuner evaluate`` reports. ``validation`` is the winner's own score: optimistic, since it was picked by it.
+
+    gap_test_validation, gap_test_train: test mean minus that; positive means worse on test for a minimised metric.
+    selection_bound: see :func:`selection_bound`; None for a metric that is not bounded by [0, 1].
+    """
+
+    trial: int
+    params: dict[str, Value]
+    metric: Metric
+    seeds: int
+    validation: float
+    test: TestScore
+    train_mean: float
+    selection_bound: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The machine-readable form, without ``peeks``, which the storage counts."""
+        return {
+            "trial": self.trial,
+            "params": self.params,
+            "metric": self.metric,
+            "seeds": self.seeds,
+            "validation": self.validation,
+            "test": asdict(self.test),
+            "train": {"mean": self.train_mean},
+            "gap_test_validation": self.test.mean - self.validation,
+            "gap_test_train": self.test.mean - self.train_mean,
+            "selection_bound": self.selection_bound,
+        }
+
+
+def evaluate(manager: StudyManager, name: str, *, device: str = "auto") -> dict[str, Any]:
+    """Refit the winner, open the test set, store the result; or the stored result, counted as one more peek.
+
+    Raises StudyNotFoundError; BadInputError while the study is unfinished and not stopped; NothingCompletedError when
+    no trial completed; DataError when the data are not what the study was created with.
+    """
+    if manager.evaluation(name) is not None:
+        manager.count_peek(name)
+    else:
+        state = manager.summary(name).state
+        if state not in ("finished", "stopped"):
+            raise BadInputError(
+                f"study {name!r} is {state}: the test set opens when the search is over; "
+                f"finish it with tuner run or tuner worker, or end it with: tuner stop {name}"
+            )
+        winner = manager.best(name)
+        if winner is None:
+            raise NothingCompletedError(f"study {name!r} has no completed trial, so there is no winner to evaluate")
+        spec, root = manager.spec(name), manager.data_root(name)
+        data = load_training_data(spec, root)
+        check_digests(manager, name, data)
+        manager.store_evaluation(name, refit_and_test(spec, root, data, winner, device=device).as_dict())
+    stored = manager.evaluation(name)
+    assert stored is not None
+    return stored
+
+
+def check_digests(manager: StudyManager, name: str, data: TrainingData) -> None:
+    """Raises DataError when the rows or their split are not those the study was created with."""
+    for what, stored, found in zip(
+        ("data", "split"), manager.digests(name), (data.data_digest, data.split_digest), strict=True
+    ):
+        if stored != found:
+            raise DataError(
+                f"the {what} of study {name!r} changed since it was created: "
+                f"SHA-256 {stored[:12]}… then, {found[:12]}… now; restore the data, or create a study of another name"
+            )
+
+
+def refit_and_test(
+    spec: StudySpec, root: Path, data: TrainingData, winner: BestTrial, *, device: str = "auto"
+) -> Evaluation:
+    """Train the winner's configuration anew from ``final.seeds`` seeds, then score it on the test rows."""
+    config, metric = spec.trial_config(winner.params), spec.study.metric
+    place = resolve_device(device)
+    if place.type == "cpu":
+        single_thread()
+    rows = DeviceData.place(data, place)
+    target_epochs = config.max_epochs
+    if spec.final.fit_on == "train+val":
+        rows = _joined(rows)
+        target_epochs = winner.epochs
+    seeds = range(spec.final.seeds)
+    tasks = [_refit_task(spec, config, target_epochs, seed) for seed in seeds]
+    states = train_to_end(tasks, rows, metric)
+    x_test, y_test = tensors(open_test(spec, root), place, rows.dtype)
+    test = _row_metrics(tasks, states, rows, x_test, y_test, metric)
+    train = _row_metrics(tasks, states, rows, rows.x_train, rows.y_train, metric)
+    per_seed = [finish(metric, float(mean)) for mean in test.mean(1)]
+    low, high = interval(test, metric, spec.final.confidence, seed=spec.study.seed)
+    return Evaluation(
+        trial=winner.number,
+        params=dict(winner.params),
+        metric=metric,
+        seeds=len(seeds),
+        validation=winner.value,
+        test=TestScore(
+            mean=float(np.mean(per_seed)),
+            sd=float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
+            low=low,
+            high=high,
+            confidence=spec.final.confidence,
+        ),
+        train_mean=float(np.mean([finish(metric, float(mean)) for mean in train.mean(1)])),
+        selection_bound=selection_bound(spec, config, validation_rows=len(data.val)),
+    )
+
+
+def interval(rows: npt.NDArray[np.float64], metric: Metric, confidence: float, *, seed: int = 0) -> tuple[float, float]:
+    """An interval for the mean over refits of the metric; rows: (seeds, test rows) of the row metric.
+
+    error, accuracy: Wilson's score interval for the mean share over all rows, since a bootstrap of no mistakes would
+    claim [0, 0]. A row's mean over seeds varies less than one coin flip, so it errs on the wide side.
+    Other metrics: percentile bootstrap over test rows and seeds, 4,000 resamples.
+
+    >>> low, high = interval(np.zeros((5, 100)), "error", 0.95)
+    >>> low, round(high, 3)
+    (0.0, 0.037)
+    """
+    if metric in ZERO_ONE_METRICS:
+        return wilson(float(rows.mean()), rows.shape[1], confidence)
+    rng = np.random.default_rng([seed, 2])
+    K, n = rows.shape
+    statistics = np.empty(BOOTSTRAP_RESAMPLES)
+    for i in range(BOOTSTRAP_RESAMPLES):
+        picked = rows[rng.integers(0, K, K)][:, rng.integers(0, n, n)]
+        statistics[i] = np.mean([finish(metric, float(mean)) for mean in picked.mean(1)])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(statistics, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def wilson(share: float, n: int, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval (1927) for a share observed on ``n`` independent rows."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(center - half, 0.0) if share > 0 else 0.0, min(center + half, 1.0) if share < 1 else 1.0
+
+
+def selection_bound(spec: StudySpec, config: TrialConfig, *, validation_rows: int) -> float | None:
+    """How far the best of N validation scores may lie from the truth: √(ln(2N/δ) / 2m), with probability 1 - δ.
+
+    The finite-class bound (Hoeffding and a union over N candidates): N trials, times the epochs to choose from where
+    the best epoch is kept; m validation rows; δ = 1 - confidence. For metrics in [0, 1] row by row only.
+    """
+    if spec.study.metric not in ZERO_ONE_METRICS:
+        return None
+    candidates = spec.total_trials * (config.max_epochs if config.keep == "best" else 1)
+    return math.sqrt(math.log(2 * candidates / (1 - spec.final.confidence)) / (2 * validation_rows))
+
+
+def _refit_task(spec: StudySpec, config: TrialConfig, target_epochs: int, seed: int) -> LaneTask:
+    lane = Lane(number=seed, config=config, key=lane_key(spec.study.seed, seed, REFIT))
+    return LaneTask(lane=lane, target_epochs=target_epochs)
+
+
+def _joined(rows: DeviceData) -> DeviceData:
+    """Train and validation rows together as training rows; the validation rows stay what they are."""
+    return DeviceData(
+        x_train=torch.cat([rows.x_train, rows.x_val]),
+        y_train=torch.cat([rows.y_train, rows.y_val]),
+        x_val=rows.x_val,
+        y_val=rows.y_val,
+        task=rows.task,
+        n_outputs=rows.n_outputs,
+        target_sd=rows.target_sd,
+    )
+
+
+def _row_metrics(
+    tasks: Sequence[LaneTask], states: dict[int, Any], rows: DeviceData, x: Tensor, y: Tensor, metric: Metric
+) -> npt.NDArray[np.float64]:
+    """The row metric of every refit on the given rows: (seeds, rows)."""
+    outputs = kept_outputs(tasks, states, rows, x)
+    metrics: npt.NDArray[np.float64] = row_metric(metric, outputs, y, rows.target_sd).double().cpu().numpy()
+    return metrics
