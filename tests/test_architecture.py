@@ -16,7 +16,7 @@ NUMERICS = "Numerics never imports coordination"
 COORDINATION = "Coordination never imports numerics"
 SEALED = "Only evaluation opens the sealed test set"
 UNSPLIT = "Rows that still hold the test set stay inside the data room"
-LAYERS = "Rooms stand on the vocabulary, the worker on the rooms, evaluation on the worker"
+LAYERS = "Each layer imports only from those below it"
 VOCABULARY = "The vocabulary needs no library of either stem"
 
 # For each contract, lines that break it: file of the package -> what is appended to it.
