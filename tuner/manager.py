@@ -1,0 +1,558 @@
+"""The manager: creates, lists, shows, stops and deletes the studies of one database."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from sqlalchemy import Connection, Row, Table, and_, case, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from tuner import __version__
+from tuner.errors import BadInputError, SpecMismatchError, StorageError, StudyNotFoundError
+from tuner.search import hyperband
+from tuner.spec import Direction, StudySpec, parse_spec
+from tuner.storage import bulk, records
+from tuner.storage.checkpoints import CheckpointStore
+from tuner.storage.database import PATIENCE_S, Database, now, open_database, sqlite_file
+from tuner.storage.ledger import Ledger, worker_name
+from tuner.storage.schema import checkpoints, curves, evaluations, rungs, slots, studies, workers
+from tuner.trial import Value
+
+LIVE_S = 30.0  # seconds without a heartbeat after which a worker counts as dead
+StudyState = Literal["running", "finished", "stopped", "interrupted"]
+TrialStateName = Literal["complete", "pruned", "failed", "running", "waiting"]
+_FINAL = ("complete", "pruned", "failed")
+_TABLES: tuple[Table, ...] = (slots, rungs, curves, checkpoints, workers, evaluations, studies)
+_CHUNK = 50_000  # slots in one insert
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestTrial:
+    """The best completed trial so far; the lower number of equal ones."""
+
+    number: int
+    value: float
+    epochs: int
+    params: dict[str, Value]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """One study at a glance. ``trials`` counts by state; ``seconds`` is how long at least one worker was at work."""
+
+    name: str
+    state: StudyState
+    metric: str
+    direction: Direction
+    sampler: str
+    pruner: str
+    trials: dict[str, int]
+    epochs_trained: int
+    seconds: float
+    best: BestTrial | None
+    evaluation: dict[str, Any] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """One trial. ``params`` None until drawn; ``value`` is its last rung's, None where that was not finite."""
+
+    number: int
+    state: TrialStateName
+    value: float | None
+    params: dict[str, Value] | None
+    epochs: int
+    bracket: int
+    rung: int
+    attempt: int
+    worker: str | None
+    seconds: float
+    reason: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerRow:
+    """One worker of a study. Times are seconds since the epoch in UTC."""
+
+    id: int
+    worker: str
+    device: str
+    version: str
+    live: bool
+    started_at: float
+    heartbeat_at: float
+    ended_at: float | None
+    lanes: int
+    epochs_per_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digests:
+    """What all workers of a study must agree on."""
+
+    spec: str
+    data: str
+    split: str
+
+
+class StudyManager:
+    """The studies of one database, and their checkpoint files under one folder.
+
+    A context manager; threads may share it.
+
+    storage: a database URL. Its tables are made where they are missing.
+    artifacts: the folder; left out it is ``TUNER_ARTIFACTS``, else ``tuner-artifacts`` beside the SQLite file, else
+        ``./tuner-artifacts``.
+    patience_s: seconds to wait for a database that is locked or out of reach.
+
+    Raises StorageError when the database cannot be used, BadInputError for a URL that is none.
+    Every method that takes a study's name raises StudyNotFoundError, with near matches, where there is none.
+    """
+
+    def __init__(self, storage: str, artifacts: str | Path | None = None, *, patience_s: float = PATIENCE_S) -> None:
+        self._database: Database = open_database(storage, patience_s=patience_s)
+        self.artifacts = _artifacts(artifacts, self._database)
+        self._ledgers: list[Ledger] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections, those of the ledgers too."""
+        for ledger in self._ledgers:
+            ledger.close()
+        self._database.close()
+
+    @property
+    def storage(self) -> str:
+        """The URL as it may be shown: without its password."""
+        return str(self._database)
+
+    # A study as a whole
+
+    def create(self, spec: StudySpec, *, data_root: Path, data_digest: str, split_digest: str) -> bool:
+        """Create a study with all its slots, in one transaction. False when the same study is there already.
+
+        Raises SpecMismatchError when the name has another spec, BadInputError when its data or split has changed since,
+        or when the name is that of a study which Optuna made.
+        """
+
+        def work(connection: Connection) -> bool:
+            name = spec.study.name
+            row = connection.execute(select(studies).select_from(_ours()).where(studies.c.name == name)).one_or_none()
+            if row is not None:
+                _must_match(row, spec, data_digest, split_digest)
+                return False
+            for other in records.taken(connection, [name]):
+                if other == name:
+                    raise BadInputError(
+                        f"study {name!r} is in this database already and was not made by Tuner; use another name"
+                    )
+                raise BadInputError(f"study {other!r} differs from {name!r} only in case; use another name")
+            study_id = records.create_study(
+                connection,
+                name,
+                spec.direction,
+                spec.study.metric,
+                {"spec_digest": spec.digest, "metric": spec.study.metric},
+            )
+            # Left by a study that another tool deleted from Optuna's tables, whose number has come again.
+            orphans = connection.execute(select(studies.c.study_id).where(studies.c.name == name)).scalars().all()
+            for orphan in {study_id, *orphans}:
+                _delete(connection, orphan)
+            connection.execute(
+                insert(studies).values(
+                    study_id=study_id,
+                    name=name,
+                    spec=spec.as_json(),
+                    spec_digest=spec.digest,
+                    data_root=str(data_root),
+                    data_digest=data_digest,
+                    split_digest=split_digest,
+                    folder=_folder(name),
+                    stopped=False,
+                    tuner_version=__version__,
+                    created_at=now(),
+                )
+            )
+            _insert_slots(connection, study_id, hyperband.plan(spec))
+            return True
+
+        try:
+            return self._database.write(work)
+        except StorageError as error:
+            if not isinstance(error.__cause__, IntegrityError):
+                raise
+            return self._database.write(work)  # another process created it between our look and our insert
+
+    def names(self) -> list[str]:
+        """The names of all studies, in alphabetical order."""
+        query = select(studies.c.name).select_from(_ours())
+        return sorted(self._database.read(lambda connection: connection.execute(query).scalars().all()))
+
+    def spec(self, name: str) -> StudySpec:
+        """The study's spec as it was created."""
+        return _parsed(self._study(name))
+
+    def data_root(self, name: str) -> Path:
+        """The folder that a relative data source is relative to, on the machine that created the study."""
+        return Path(self._study(name).data_root)
+
+    def digests(self, name: str) -> Digests:
+        """The hashes of spec, data and split."""
+        row = self._study(name)
+        return Digests(spec=row.spec_digest, data=row.data_digest, split=row.split_digest)
+
+    def ledger(self, name: str) -> Ledger:
+        """The study's slots, to work on."""
+        row = self._study(name)
+        ledger = Ledger(self._database, row.study_id, _parsed(row))
+        self._ledgers.append(ledger)
+        return ledger
+
+    def checkpoints(self, name: str) -> CheckpointStore:
+        """The study's checkpoint files."""
+        return CheckpointStore(self.artifacts / self._study(name).folder)
+
+    def stop(self, name: str) -> None:
+        """Ask all workers of the study to stop; :meth:`resume` takes it back."""
+        self._set_stopped(name, True)
+
+    def resume(self, name: str) -> None:
+        """Let workers go on with a stopped study."""
+        self._set_stopped(name, False)
+
+    def delete(self, name: str) -> None:
+        """Delete a study: its rows in Optuna's tables and Tuner's, and its checkpoint files."""
+        row = self._study(name)
+
+        def work(connection: Connection) -> None:
+            records.delete_study(connection, row.study_id)
+            _delete(connection, row.study_id)
+
+        self._database.write(work)
+        CheckpointStore(self.artifacts / row.folder).clear()
+
+    # Reports
+
+    def summary(self, name: str) -> StudySummary:
+        return self._summaries([self._study(name)])[0]
+
+    def summaries(self) -> list[StudySummary]:
+        """Every study, by name."""
+        query = select(studies).select_from(_ours())
+        rows = self._database.read(lambda connection: connection.execute(query).all())
+        return self._summaries(sorted(rows, key=lambda row: str(row.name)))
+
+    def trials(self, name: str) -> list[TrialRow]:
+        """Every trial, by number: the finished ones, and those that are still to come."""
+        study_id = self._study(name).study_id
+        query = (
+            select(
+                slots,
+                workers.c.host,
+                workers.c.pid,
+                and_(slots.c.state == "leased", slots.c.lease_until > now()).label("running"),
+            )
+            .select_from(slots.outerjoin(workers, workers.c.id == slots.c.worker_id))
+            .where(slots.c.study_id == study_id)
+            .order_by(slots.c.number)
+        )
+        rows = self._database.read(lambda connection: connection.execute(query).all())
+        return [_trial_row(row) for row in rows]
+
+    def best(self, name: str) -> BestTrial | None:
+        """The best completed trial so far, None before there is one."""
+        row = self._study(name)
+        return self._database.read(lambda connection: _best(connection, row.study_id, _parsed(row).direction))
+
+    def workers(self, name: str) -> list[WorkerRow]:
+        """Everybody who ever worked on the study, in order of arrival."""
+        study_id = self._study(name).study_id
+        query = select(workers, _live().label("live")).where(workers.c.study_id == study_id).order_by(workers.c.id)
+        return [
+            WorkerRow(
+                id=row.id,
+                worker=worker_name(row.host, row.pid),
+                device=row.device,
+                version=row.version,
+                live=bool(row.live),
+                started_at=row.started_at,
+                heartbeat_at=row.heartbeat_at,
+                ended_at=row.ended_at,
+                lanes=row.lanes,
+                epochs_per_s=row.epochs_per_s,
+            )
+            for row in self._database.read(lambda connection: connection.execute(query).all())
+        ]
+
+    # The sealed-test ledger
+
+    def evaluation(self, name: str) -> dict[str, Any] | None:
+        """What the opening of the test set showed, with ``peeks``: how often it was looked at again."""
+        study_id = self._study(name).study_id
+        return self._database.read(lambda connection: _evaluations(connection, [study_id]).get(study_id))
+
+    def store_evaluation(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Store the evaluation if there is none yet; returns the one that is stored. NaN and infinities become None."""
+        study_id = self._study(name).study_id
+        text = json.dumps(_without_nan(dict(content)), allow_nan=False)
+
+        def work(connection: Connection) -> dict[str, Any]:
+            created = float(connection.execute(select(now())).scalar_one())
+            row = {"study_id": study_id, "content": text, "peeks": 0, "created_at": created}
+            bulk.insert(connection, evaluations, [row], conflict="skip")
+            return _evaluations(connection, [study_id])[study_id]
+
+        return self._database.write(work)
+
+    def count_peek(self, name: str) -> int:
+        """Write down that the stored evaluation was looked at again; returns how often that makes. 0 without one."""
+        study_id = self._study(name).study_id
+
+        def work(connection: Connection) -> int:
+            mine = evaluations.c.study_id == study_id
+            connection.execute(update(evaluations).where(mine).values(peeks=evaluations.c.peeks + 1))
+            return connection.execute(select(evaluations.c.peeks).where(mine)).scalar() or 0
+
+        return self._database.write(work)
+
+    # Parts
+
+    def _study(self, name: str) -> Row[Any]:
+        """The study's row. Raises StudyNotFoundError with near matches."""
+        query = select(studies).select_from(_ours()).where(studies.c.name == name)
+        row = self._database.read(lambda connection: connection.execute(query).one_or_none())
+        if row is not None:
+            return row
+        known = self.names()
+        if near := difflib.get_close_matches(name, known, n=3):
+            advice = f"did you mean {', '.join(near)}?"
+        elif known:
+            advice = f"it has: {', '.join(known[:10])}{', …' if len(known) > 10 else ''}"
+        else:
+            advice = "it has no studies; make one with: tuner create STUDY.toml"
+        raise StudyNotFoundError(f"no study {name!r} in {self.storage}; {advice}")
+
+    def _set_stopped(self, name: str, stopped: bool) -> None:
+        change = update(studies).where(studies.c.study_id == self._study(name).study_id).values(stopped=stopped)
+        self._database.write(lambda connection: connection.execute(change) and None)
+
+    def _summaries(self, rows: Sequence[Row[Any]]) -> list[StudySummary]:
+        """In a number of statements that does not depend on the number of trials."""
+        ids = [row.study_id for row in rows]
+        specs = {row.study_id: _parsed(row) for row in rows}
+
+        def work(connection: Connection) -> list[StudySummary]:
+            running = case((and_(slots.c.state == "leased", slots.c.lease_until > now()), 1), else_=0)
+            counted = connection.execute(
+                select(
+                    slots.c.study_id,
+                    slots.c.state,
+                    func.count().label("slots"),
+                    func.sum(running).label("running"),
+                    func.sum(slots.c.epochs).label("epochs"),
+                )
+                .where(slots.c.study_id.in_(ids))
+                .group_by(slots.c.study_id, slots.c.state)
+            ).all()
+            crew = connection.execute(
+                select(workers.c.study_id, workers.c.started_at, workers.c.heartbeat_at, _live().label("live")).where(
+                    workers.c.study_id.in_(ids)
+                )
+            ).all()
+            stored = _evaluations(connection, ids)
+            return [
+                _summary(
+                    row,
+                    specs[row.study_id],
+                    [count for count in counted if count.study_id == row.study_id],
+                    [worker for worker in crew if worker.study_id == row.study_id],
+                    _best(connection, row.study_id, specs[row.study_id].direction),
+                    stored.get(row.study_id),
+                )
+                for row in rows
+            ]
+
+        return self._database.read(work)
+
+
+def _artifacts(given: str | Path | None, database: Database) -> Path:
+    if given is None:
+        given = os.environ.get("TUNER_ARTIFACTS") or None
+    if given is not None:
+        return Path(given)
+    file = sqlite_file(database.url)
+    return (file.parent if file is not None else Path()) / "tuner-artifacts"
+
+
+def _folder(name: str) -> str:
+    """A folder for a study's checkpoints, different for each study that ever was: a name may come again.
+
+    Names may hold what file systems do not take, so only the harmless part shows.
+    """
+    harmless = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60].strip("-") or "study"
+    return f"{harmless}-{hashlib.sha256(name.encode()).hexdigest()[:8]}-{uuid.uuid4().hex[:8]}"
+
+
+def _ours() -> Any:
+    """Tuner's studies that Optuna has as well; one that another tool deleted there is gone."""
+    return studies.join(
+        records.studies,
+        and_(records.studies.c.study_id == studies.c.study_id, records.studies.c.study_name == studies.c.name),
+    )
+
+
+def _delete(connection: Connection, study_id: int) -> None:
+    for table in _TABLES:
+        connection.execute(delete(table).where(table.c.study_id == study_id))
+
+
+def _must_match(row: Row[Any], spec: StudySpec, data_digest: str, split_digest: str) -> None:
+    name = spec.study.name
+    if row.spec_digest != spec.digest and (differences := _parsed(row).differences(spec)):
+        raise SpecMismatchError(name, differences)
+    for what, stored, given in (("data", row.data_digest, data_digest), ("split", row.split_digest, split_digest)):
+        if stored != given:
+            raise BadInputError(
+                f"study {name!r} was created with other data: the {what}'s hash was {stored[:12]}… and is now "
+                f"{given[:12]}…; give the old data, use another name, or: tuner delete {name}"
+            )
+
+
+def _insert_slots(connection: Connection, study_id: int, dealt: Sequence[hyperband.Bracket]) -> None:
+    places = ((number, place) for place, numbers in enumerate(hyperband.slots(dealt)) for number in numbers)
+    rows = [{"study_id": study_id, "number": number, "bracket": place} for number, place in places]
+    for start in range(0, len(rows), _CHUNK):
+        bulk.insert(connection, slots, rows[start : start + _CHUNK])
+
+
+def _parsed(row: Row[Any]) -> StudySpec:
+    return parse_spec(json.loads(row.spec), source=f"study {row.name}")
+
+
+def _live() -> Any:
+    return and_(workers.c.ended_at.is_(None), workers.c.heartbeat_at > now() - LIVE_S)
+
+
+def _best(connection: Connection, study_id: int, direction: Direction) -> BestTrial | None:
+    order = slots.c.value.desc() if direction == "maximize" else slots.c.value
+    row = connection.execute(
+        select(slots.c.number, slots.c.value, slots.c.epochs, slots.c.params)
+        .where(slots.c.study_id == study_id, slots.c.state == "complete", slots.c.value.is_not(None))
+        .order_by(order, slots.c.number)
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return None
+    return BestTrial(number=row.number, value=row.value, epochs=row.epochs, params=json.loads(row.params))
+
+
+def _evaluations(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    rows = connection.execute(select(evaluations).where(evaluations.c.study_id.in_(ids)))
+    return {row.study_id: {**json.loads(row.content), "peeks": row.peeks} for row in rows}
+
+
+def _summary(
+    row: Row[Any],
+    spec: StudySpec,
+    counted: Sequence[Row[Any]],
+    crew: Sequence[Row[Any]],
+    best: BestTrial | None,
+    evaluation: dict[str, Any] | None,
+) -> StudySummary:
+    by_state = {count.state: count.slots for count in counted}
+    total = sum(by_state.values())
+    final = {state: by_state.get(state, 0) for state in _FINAL}
+    running = sum(int(count.running) for count in counted)
+    unfinished = total - sum(final.values())
+    state: StudyState
+    if unfinished == 0:
+        state = "finished"
+    elif row.stopped or not crew:
+        state = "stopped"
+    else:
+        state = "running" if running or any(worker.live for worker in crew) else "interrupted"
+    return StudySummary(
+        name=row.name,
+        state=state,
+        metric=spec.study.metric,
+        direction=spec.direction,
+        sampler=spec.search.sampler,
+        pruner=spec.search.pruner,
+        trials={"total": total, **final, "running": running, "waiting": unfinished - running},
+        epochs_trained=sum(int(count.epochs) for count in counted),
+        seconds=_union_s((worker.started_at, worker.heartbeat_at) for worker in crew),
+        best=best,
+        evaluation=evaluation,
+    )
+
+
+def _union_s(intervals: Iterable[tuple[float, float]]) -> float:
+    """The length of the union of intervals, in their unit.
+
+    >>> _union_s([(0, 2), (1, 3), (5, 6)])
+    4.0
+    """
+    length, reached = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        length += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return length
+
+
+def _trial_row(row: Row[Any]) -> TrialRow:
+    state: TrialStateName = "running" if row.running else "waiting"
+    if row.state in _FINAL:
+        state = row.state
+    return TrialRow(
+        number=row.number,
+        state=state,
+        value=None if state == "failed" else row.value,
+        params=None if row.params is None else json.loads(row.params),
+        epochs=row.epochs,
+        bracket=row.bracket,
+        rung=row.rung,
+        attempt=row.attempts,
+        worker=None if row.host is None else worker_name(row.host, row.pid),
+        seconds=row.seconds,
+        reason=row.reason,
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return value

@@ -1,0 +1,891 @@
+"""The ledger of one study: who trains which slot, and what came out. Exact and fenced, in whole transactions.
+
+A slot is one of the study's N trials. Its life::
+
+    waiting ──claim──▶ leased ──commit──▶ paused ──joint decision──▶ waiting, one rung higher
+       ▲                 │  │                └───────────────────────▶ pruned
+       │   release, fail │  └─commit at the top rung──▶ complete (pruned, if it diverged)
+       └─────────────────┘     attempts used up ─────▶ failed
+
+**Fencing.** Each lease has a token, one higher than the last. A worker shows it with everything it writes; a worker
+that was thought dead, whose slots another has claimed since, shows a stale one, and nothing of it is written.
+
+**Answers that get lost.** A connection may break after COMMIT was sent. Every transaction here may therefore run twice:
+a claim finds its leases by its own key, a result is known by (slot, rung, token), curves that are there stay.
+
+**Locks.** First the worker's own slots, last and briefly the study's row, which makes rung decisions one after the
+other. Claims skip locked slots and never wait.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    not_,
+    or_,
+    select,
+    update,
+)
+
+from tuner.errors import StudyNotFoundError
+from tuner.search import hyperband
+from tuner.search.distributions import distributions_for, encode
+from tuner.search.samplers import make_sampler
+from tuner.spec import StudySpec
+from tuner.storage import bulk, records
+from tuner.storage.checkpoints import Checkpoint
+from tuner.storage.database import Database, now
+from tuner.storage.schema import UNFINISHED, State, checkpoints, curves, rungs, slots, studies, workers
+from tuner.trial import Value
+
+MAX_ATTEMPTS = 3  # times a slot is tried before it fails
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A slot that a worker holds the lease of.
+
+    params: every hyperparameter. epochs: trained already, which is what ``checkpoint`` holds (0 without one).
+    target_epochs: how far the slot's rung goes, in total. attempt: 1, and one more after each loss or failure.
+    """
+
+    number: int
+    token: int
+    params: dict[str, Value]
+    bracket: int
+    rung: int
+    epochs: int
+    target_epochs: int
+    attempt: int
+    checkpoint: Checkpoint | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRow:
+    """One epoch of one lane: the validation metric, and the losses of the learning curve. All may be NaN."""
+
+    number: int
+    token: int
+    epoch: int  # the first is 1
+    value: float
+    train_loss: float
+    val_loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungResult:
+    """A lane that has reached its rung (or diverged, or stopped early on the way).
+
+    epochs: trained in total. value: the metric of the weights that would be kept; NaN or infinite loses.
+    seconds: of this lease. reason: why it ended before the rung, if it did.
+    """
+
+    number: int
+    token: int
+    epochs: int
+    value: float
+    seconds: float
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitOutcome:
+    """What a transaction did. The sets hold slot numbers.
+
+    lost: the token was stale, nothing of these was written. completed, pruned, promoted, failed: what was decided,
+    slots of other workers included. removed: names of checkpoint files that nothing needs any more.
+    """
+
+    lost: frozenset[int] = frozenset()
+    completed: frozenset[int] = frozenset()
+    pruned: frozenset[int] = frozenset()
+    promoted: frozenset[int] = frozenset()
+    failed: frozenset[int] = frozenset()
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outstanding:
+    """How many slots are in which state now, and when the next lease ends (seconds; None without leases)."""
+
+    waiting: int
+    leased: int
+    expired: int  # leased, but the lease is over: may be claimed
+    paused: int
+    finished: int
+    next_expiry_s: float | None
+
+    @property
+    def claimable(self) -> int:
+        return self.waiting + self.expired
+
+
+@dataclass
+class _Tally:
+    """What a running transaction has decided so far."""
+
+    completed: set[int]
+    pruned: set[int]
+    promoted: set[int]
+    failed: set[int]
+
+    @classmethod
+    def empty(cls) -> _Tally:
+        return cls(set(), set(), set(), set())
+
+    def outcome(self, lost: Iterable[int], removed: Sequence[str]) -> CommitOutcome:
+        return CommitOutcome(
+            lost=frozenset(lost),
+            completed=frozenset(self.completed),
+            pruned=frozenset(self.pruned),
+            promoted=frozenset(self.promoted),
+            failed=frozenset(self.failed),
+            removed=tuple(removed),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ending:
+    """A slot that reaches its last state."""
+
+    number: int
+    trial_id: int
+    state: State
+    epochs: int
+    bracket: int
+    rung: int
+    worker_id: int | None
+    value: float | None
+    reason: str | None
+
+
+_OPTUNA_STATE = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+_Rows = dict[int, Row[Any]]
+
+
+class Ledger:
+    """One study's slots. Threads may share it; draws from the sampler take turns.
+
+    Every method raises StorageError when the database stays out of reach, StudyNotFoundError when the study is gone.
+    """
+
+    def __init__(self, database: Database, study_id: int, spec: StudySpec, *, max_attempts: int = MAX_ATTEMPTS) -> None:
+        self.study_id = study_id
+        self.spec = spec
+        self.max_attempts = max_attempts
+        self._database = database
+        self._dealt = hyperband.plan(spec)
+        self._space = spec.search_space
+        self._sampler = make_sampler(spec)
+        self._drawing = threading.Lock()
+        self._optuna: tuple[optuna.storages.RDBStorage, optuna.Study] | None = None
+
+    # Workers
+
+    def register(self, host: str, pid: int, device: str, version: str) -> int:
+        """Write a worker down; returns its id."""
+        session = uuid.uuid4().hex
+
+        def work(connection: Connection) -> int:
+            self._study(connection)
+            known = connection.execute(select(workers.c.id).where(workers.c.session == session)).scalar()
+            if known is not None:
+                return int(known)
+            row = insert(workers).values(
+                study_id=self.study_id,
+                session=session,
+                host=host[:255],
+                pid=pid,
+                device=device[:255],
+                version=version[:64],
+                started_at=now(),
+                heartbeat_at=now(),
+                lanes=0,
+                epochs_per_s=0.0,
+            )
+            key = connection.execute(row).inserted_primary_key
+            assert key is not None
+            return int(key[0])
+
+        return self._database.write(work)
+
+    def heartbeat(self, worker_id: int, lanes: int, epochs_per_s: float) -> None:
+        """Say that a worker lives, and renew its leases, each for its own duration."""
+
+        def work(connection: Connection) -> None:
+            speed = epochs_per_s if math.isfinite(epochs_per_s) else 0.0
+            beat = update(workers).where(workers.c.id == worker_id)
+            connection.execute(beat.values(heartbeat_at=now(), ended_at=None, lanes=lanes, epochs_per_s=speed))
+            self._renew(connection, self._mine(worker_id))
+
+        self._database.write(work)
+
+    def leave(self, worker_id: int) -> None:
+        """Say that a worker ends. Slots it still holds wait for another one, from their last checkpoint."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(update(slots).where(*self._mine(worker_id)).values(_unleased("waiting")))
+            end = update(workers).where(workers.c.id == worker_id)
+            connection.execute(end.values(heartbeat_at=now(), ended_at=now(), lanes=0))
+
+        self._database.write(work)
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connections that the sampler reads through; a later claim opens new ones."""
+        with self._drawing:
+            if self._optuna is not None:
+                self._optuna[0].remove_session()
+                self._optuna[0].engine.dispose()
+                self._optuna = None
+
+    # Claims
+
+    def claim(self, worker_id: int, *, limit: int, lease_s: float) -> list[Claim]:
+        """Lease up to ``limit`` slots for ``lease_s`` seconds, all of one bracket and rung, in slot order.
+
+        Promoted slots come first, then those whose lease is over, then new ones. Slots without parameters get them
+        drawn. Nothing when nothing can be claimed now, or the study is stopped.
+        """
+        if limit < 1 or lease_s <= 0:
+            raise ValueError(f"a claim needs limit >= 1 and lease_s > 0, got {limit} and {lease_s}")
+        key = uuid.uuid4().hex
+        leased = self._database.write(lambda connection: self._lease(connection, worker_id, key, limit, lease_s))
+        undrawn = [row.number for row in leased if row.params is None]
+        if undrawn:
+            try:
+                with self._drawing:
+                    drawn = dict(zip(undrawn, self._database.patiently(lambda: self._draw(undrawn)), strict=True))
+                leased = self._database.write(lambda connection: self._store_drawn(connection, worker_id, key, drawn))
+            except BaseException:
+                self.release(worker_id, [(row.number, row.token, 0) for row in leased], (), None)
+                raise
+        return [self._claim_of(row) for row in leased]
+
+    def _lease(
+        self, connection: Connection, worker_id: int, key: str, limit: int, lease_s: float
+    ) -> Sequence[Row[Any]]:
+        if self._study(connection).stopped:
+            return []
+        if mine := self._claimed(connection, worker_id, key):
+            return mine  # committed before, only the answer was lost
+        waiting, over = slots.c.state == "waiting", and_(slots.c.state == "leased", slots.c.lease_until < now())
+        for group, lost in ((and_(waiting, slots.c.rung > 0), False), (over, True), (waiting, False)):
+            found = self._lock_group(connection, group, limit)
+            if lost and found:
+                spent = [row for row in found if row.attempts >= self.max_attempts]
+                self._give_up(connection, spent)
+                found = [row for row in found if row.attempts < self.max_attempts]
+            if not found:
+                continue
+            numbers = [row.number for row in found]
+            tried = slots.c.attempts + 1 if lost else case((slots.c.attempts == 0, 1), else_=slots.c.attempts)
+            connection.execute(
+                update(slots)
+                .where(slots.c.study_id == self.study_id, slots.c.number.in_(numbers))
+                .values(
+                    state="leased",
+                    worker_id=worker_id,
+                    claim=key,
+                    token=slots.c.token + 1,
+                    attempts=tried,
+                    lease_s=lease_s,
+                    lease_until=now() + lease_s,
+                )
+            )
+            self._truncate(connection, [row for row in found if row.trial_id is not None])
+            return self._claimed(connection, worker_id, key)
+        return []
+
+    def _lock_group(self, connection: Connection, wanted: ColumnElement[bool], limit: int) -> list[Row[Any]]:
+        """Lock slots of the first (bracket, rung) that has unlocked ones: the deepest rung, then the oldest bracket."""
+        skipped: list[tuple[int, int]] = []
+        while True:
+            free = [not_(and_(slots.c.bracket == bracket, slots.c.rung == rung)) for bracket, rung in skipped]
+            first = (
+                select(slots.c.bracket, slots.c.rung)
+                .where(slots.c.study_id == self.study_id, wanted, *free)
+                .order_by(slots.c.rung.desc(), slots.c.bracket)
+                .limit(1)
+            )
+            place = connection.execute(first).one_or_none()
+            if place is None:
+                return []
+            locked = connection.execute(
+                select(slots)
+                .where(
+                    slots.c.study_id == self.study_id,
+                    wanted,
+                    slots.c.rung == place.rung,
+                    slots.c.bracket == place.bracket,
+                )
+                .order_by(slots.c.number)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            ).all()
+            if locked:
+                return list(locked)
+            skipped.append((place.bracket, place.rung))  # all in other claims' hands at this moment
+
+    def _give_up(self, connection: Connection, spent: Sequence[Row[Any]]) -> None:
+        """Fail slots whose lease ran out on the last attempt."""
+        if not spent:
+            return
+        names = self._worker_names(connection, [row.worker_id for row in spent])
+        reasons = {
+            row.number: f"the lease ran out {row.attempts} times, last on {names.get(row.worker_id, 'a worker')}"
+            for row in spent
+        }
+        tally = _Tally.empty()
+        self._fail(connection, spent, reasons, tally)
+
+    def _truncate(self, connection: Connection, again: Sequence[Row[Any]]) -> None:
+        """Forget the epochs after the last checkpoint: they will be trained, and written, again."""
+        if not again:
+            return
+        records.truncate(connection, {row.trial_id: row.epochs for row in again})
+        by_epochs: dict[int, list[int]] = {}
+        for row in again:
+            by_epochs.setdefault(row.epochs, []).append(row.number)
+        beyond = [and_(curves.c.number.in_(numbers), curves.c.epoch > e) for e, numbers in by_epochs.items()]
+        connection.execute(delete(curves).where(curves.c.study_id == self.study_id, or_(*beyond)))
+
+    def _store_drawn(
+        self, connection: Connection, worker_id: int, key: str, drawn: Mapping[int, dict[str, Value]]
+    ) -> Sequence[Row[Any]]:
+        mine = self._claimed(connection, worker_id, key, lock=True)
+        fresh = [row for row in mine if row.params is None]
+        if not fresh:
+            return mine
+        starts = [
+            records.Start(
+                number=row.number,
+                params=encode(drawn[row.number], self._space),
+                distributions=distributions_for(drawn[row.number], self._space),
+            )
+            for row in fresh
+        ]
+        ids = records.start_trials(connection, self.study_id, starts, _clock(connection))
+        rows = [
+            {
+                "study_id": self.study_id,
+                "number": row.number,
+                "trial_id": ids[row.number],
+                "params": json.dumps(drawn[row.number], allow_nan=False),
+            }
+            for row in fresh
+        ]
+        bulk.insert(connection, slots, rows, conflict="update")
+        return self._claimed(connection, worker_id, key)
+
+    def _claimed(self, connection: Connection, worker_id: int, key: str, *, lock: bool = False) -> Sequence[Row[Any]]:
+        """The slots that are leased under a claim's key, each with its checkpoint."""
+        query = (
+            select(slots, checkpoints.c.path, checkpoints.c.sha256, checkpoints.c.bytes)
+            .select_from(slots.outerjoin(checkpoints, checkpoints.c.id == slots.c.checkpoint_id))
+            .where(*self._mine(worker_id), slots.c.claim == key)
+            .order_by(slots.c.number)
+        )
+        if lock:
+            mine = select(slots.c.number).where(*self._mine(worker_id), slots.c.claim == key)
+            connection.execute(mine.order_by(slots.c.number).with_for_update()).all()
+        return connection.execute(query).all()
+
+    def _claim_of(self, row: Row[Any]) -> Claim:
+        kept = None
+        if row.path is not None:
+            kept = Checkpoint(name=row.path, sha256=row.sha256, bytes=int(row.bytes))
+        return Claim(
+            number=row.number,
+            token=row.token,
+            params=json.loads(row.params),
+            bracket=row.bracket,
+            rung=row.rung,
+            epochs=row.epochs if kept is not None else 0,
+            target_epochs=self._dealt[row.bracket].rungs[row.rung].epochs,
+            attempt=row.attempts,
+            checkpoint=kept,
+        )
+
+    def _draw(self, numbers: Sequence[int]) -> list[dict[str, Value]]:
+        return self._sampler.draw(numbers, self._finished_study)
+
+    def _finished_study(self) -> optuna.Study:
+        """The study as Optuna reads it. Kept, for its storage then reads only what is new."""
+        if self._optuna is None:
+            storage = self._database.optuna_storage()
+            study = optuna.load_study(
+                study_name=self.spec.study.name,
+                storage=storage,
+                sampler=optuna.samplers.RandomSampler(),
+                pruner=optuna.pruners.NopPruner(),
+            )
+            self._optuna = storage, study
+        return self._optuna[1]
+
+    # Results
+
+    def record(self, worker_id: int, rows: Sequence[EpochRow]) -> frozenset[int]:
+        """Write epochs of lanes that go on, and renew their leases. Returns the slots that were lost."""
+
+        def work(connection: Connection) -> frozenset[int]:
+            tokens = {row.number: row.token for row in rows}
+            held = self._held(connection, worker_id, tokens)
+            self._write_curves(connection, held, rows)
+            if held:
+                self._renew(connection, (slots.c.study_id == self.study_id, slots.c.number.in_(list(held))))
+            return frozenset(tokens.keys() - held.keys())
+
+        return self._database.write(work) if rows else frozenset()
+
+    def commit(
+        self,
+        worker_id: int,
+        results: Sequence[RungResult],
+        epochs: Sequence[EpochRow] = (),
+        checkpoint: Checkpoint | None = None,
+    ) -> CommitOutcome:
+        """Write results of lanes that reached their rung (``checkpoint`` holds them), and give up their leases.
+
+        Then every rung that is full is decided. A result whose token is stale is not written; one that was written
+        before, by this same call, is not written again and is not lost.
+        """
+
+        def work(connection: Connection) -> CommitOutcome:
+            tokens = {row.number: row.token for row in epochs} | {result.number: result.token for result in results}
+            held = self._held(connection, worker_id, tokens)
+            fresh = [result for result in results if result.number in held]
+            known = self._already(connection, [result for result in results if result.number not in held])
+            lost = tokens.keys() - held.keys() - known
+            self._write_curves(connection, held, epochs)
+            if not fresh:
+                unused = checkpoint is not None and not known
+                return CommitOutcome(
+                    lost=frozenset(lost), removed=(checkpoint.name,) if checkpoint is not None and unused else ()
+                )
+            checkpoint_id = self._store_checkpoint(connection, checkpoint)
+            self._write_results(connection, held, fresh, checkpoint_id)
+            tally = _Tally.empty()
+            self._end_top(connection, held, fresh, tally)
+            self._decide(connection, {(held[r.number].bracket, held[r.number].rung) for r in fresh}, tally)
+            return tally.outcome(lost, self._sweep(connection))
+
+        return self._database.write(work) if results or epochs else CommitOutcome()
+
+    def release(
+        self,
+        worker_id: int,
+        states: Sequence[tuple[int, int, int]],
+        epochs: Sequence[EpochRow] = (),
+        checkpoint: Checkpoint | None = None,
+    ) -> CommitOutcome:
+        """Give slots back unfinished: (number, token, epochs that ``checkpoint`` holds). No attempt is counted.
+
+        Without a checkpoint they go on from the one they had.
+        """
+
+        def work(connection: Connection) -> CommitOutcome:
+            tokens = {number: token for number, token, _ in states}
+            held = self._held(connection, worker_id, tokens)
+            given_back = self._given_back(connection, tokens.keys() - held.keys(), tokens)
+            lost = tokens.keys() - held.keys() - given_back
+            if not held:
+                unused = checkpoint is not None and not given_back
+                return CommitOutcome(
+                    lost=frozenset(lost), removed=(checkpoint.name,) if checkpoint is not None and unused else ()
+                )
+            self._write_curves(connection, held, epochs)
+            changes: dict[str, Any] = {}
+            rows = [{"study_id": self.study_id, "number": n, "epochs": e} for n, _, e in states if n in held]
+            if (checkpoint_id := self._store_checkpoint(connection, checkpoint)) is not None:
+                bulk.insert(connection, slots, rows, conflict="update")
+                changes["checkpoint_id"] = checkpoint_id
+            these = (slots.c.study_id == self.study_id, slots.c.number.in_(list(held)))
+            connection.execute(update(slots).where(*these).values(**_unleased("waiting"), **changes))
+            return CommitOutcome(lost=frozenset(lost), removed=tuple(self._sweep(connection)))
+
+        return self._database.write(work) if states else CommitOutcome()
+
+    def fail(self, worker_id: int, failures: Sequence[tuple[int, int, str]]) -> CommitOutcome:
+        """Report slots that could not be trained: (number, token, reason). They are tried again, at most so often."""
+
+        def work(connection: Connection) -> CommitOutcome:
+            tokens = {number: token for number, token, _ in failures}
+            reasons = {number: reason for number, _, reason in failures}
+            held = self._held(connection, worker_id, tokens)
+            tally = _Tally.empty()
+            again = [row for row in held.values() if row.attempts < self.max_attempts]
+            if again:
+                rows = [
+                    {
+                        "study_id": self.study_id,
+                        "number": row.number,
+                        "attempts": row.attempts + 1,
+                        "reason": reasons[row.number],
+                        **_unleased("waiting"),
+                    }
+                    for row in again
+                ]
+                bulk.insert(connection, slots, rows, conflict="update")
+            spent = [row for row in held.values() if row.attempts >= self.max_attempts]
+            self._fail(connection, spent, reasons, tally)
+            gone = tokens.keys() - held.keys()
+            lost = gone - self._given_back(connection, gone, tokens)
+            return tally.outcome(lost, self._sweep(connection))
+
+        return self._database.write(work) if failures else CommitOutcome()
+
+    # Questions
+
+    def finished(self) -> bool:
+        """Whether every slot has reached its last state."""
+
+        def work(connection: Connection) -> bool:
+            self._study(connection)
+            one = select(literal(1)).where(slots.c.study_id == self.study_id, slots.c.state.in_(UNFINISHED)).limit(1)
+            return connection.execute(one).scalar() is None
+
+        return self._database.read(work)
+
+    def stopped(self) -> bool:
+        """Whether somebody asked all workers to stop."""
+        return self._database.read(lambda connection: bool(self._study(connection).stopped))
+
+    def outstanding(self) -> Outstanding:
+        """What is left to do: an idle worker may sleep until the next lease ends."""
+
+        def work(connection: Connection) -> Outstanding:
+            self._study(connection)
+            over = case((slots.c.lease_until < now(), 1), else_=0)
+            rows = connection.execute(
+                select(
+                    slots.c.state,
+                    func.count().label("count"),
+                    func.sum(over).label("over"),
+                    (func.min(slots.c.lease_until) - now()).label("next"),
+                )
+                .where(slots.c.study_id == self.study_id)
+                .group_by(slots.c.state)
+            )
+            by_state = {row.state: row for row in rows}
+            count = {state: by_state[state][1] if state in by_state else 0 for state in UNFINISHED}
+            leases = by_state.get("leased")
+            return Outstanding(
+                waiting=count["waiting"],
+                leased=count["leased"] - int(leases.over if leases else 0),
+                expired=int(leases.over if leases else 0),
+                paused=count["paused"],
+                finished=sum(row[1] for row in by_state.values()) - sum(count.values()),
+                next_expiry_s=max(0.0, float(leases.next)) if leases else None,
+            )
+
+        return self._database.read(work)
+
+    # Parts of a transaction
+
+    def _study(self, connection: Connection) -> Row[Any]:
+        row = connection.execute(select(studies.c.stopped).where(studies.c.study_id == self.study_id)).one_or_none()
+        if row is None:
+            raise StudyNotFoundError(f"study {self.spec.study.name!r} is gone: somebody deleted it")
+        return row
+
+    def _mine(self, worker_id: int) -> tuple[ColumnElement[bool], ...]:
+        return (slots.c.study_id == self.study_id, slots.c.worker_id == worker_id, slots.c.state == "leased")
+
+    def _held(self, connection: Connection, worker_id: int, tokens: Mapping[int, int]) -> _Rows:
+        """The fence: lock and return those slots of ``tokens`` whose lease this worker still has."""
+        rows = connection.execute(
+            select(slots)
+            .where(*self._mine(worker_id), slots.c.number.in_(list(tokens)))
+            .order_by(slots.c.number)
+            .with_for_update()
+        )
+        return {row.number: row for row in rows if row.token == tokens[row.number]}
+
+    def _already(self, connection: Connection, results: Sequence[RungResult]) -> set[int]:
+        """Those results that an earlier run of the same transaction has written."""
+        if not results:
+            return set()
+        found = connection.execute(
+            select(rungs.c.number, rungs.c.token).where(
+                rungs.c.study_id == self.study_id, rungs.c.number.in_([result.number for result in results])
+            )
+        )
+        written = {(row.number, row.token) for row in found}
+        return {result.number for result in results if (result.number, result.token) in written}
+
+    def _given_back(self, connection: Connection, numbers: Iterable[int], tokens: Mapping[int, int]) -> set[int]:
+        """Those slots that an earlier run of the same transaction has given back."""
+        if not (numbers := list(numbers)):
+            return set()
+        found = connection.execute(
+            select(slots.c.number, slots.c.token).where(
+                slots.c.study_id == self.study_id, slots.c.number.in_(numbers), slots.c.state.in_(("waiting", "failed"))
+            )
+        )
+        return {row.number for row in found if row.token == tokens[row.number]}
+
+    def _renew(self, connection: Connection, where: Iterable[ColumnElement[bool]]) -> None:
+        connection.execute(update(slots).where(*where).values(lease_until=now() + slots.c.lease_s))
+
+    def _write_curves(self, connection: Connection, held: _Rows, rows: Sequence[EpochRow]) -> None:
+        mine = [row for row in rows if row.number in held and row.token == held[row.number].token]
+        records.report(
+            connection,
+            [records.Report(trial_id=held[row.number].trial_id, step=row.epoch, value=row.value) for row in mine],
+        )
+        bulk.insert(
+            connection,
+            curves,
+            [
+                {
+                    "study_id": self.study_id,
+                    "number": row.number,
+                    "epoch": row.epoch,
+                    "train_loss": _finite(row.train_loss),
+                    "val_loss": _finite(row.val_loss),
+                }
+                for row in mine
+            ],
+            conflict="skip",
+        )
+
+    def _store_checkpoint(self, connection: Connection, checkpoint: Checkpoint | None) -> int | None:
+        if checkpoint is None:
+            return None
+        row = insert(checkpoints).values(
+            study_id=self.study_id, path=checkpoint.name, sha256=checkpoint.sha256, bytes=float(checkpoint.bytes)
+        )
+        key = connection.execute(row).inserted_primary_key
+        assert key is not None
+        return int(key[0])
+
+    def _write_results(
+        self, connection: Connection, held: _Rows, results: Sequence[RungResult], checkpoint_id: int | None
+    ) -> None:
+        rung_rows, slot_rows = [], []
+        for result in results:
+            row = held[result.number]
+            value, kind = records.stored_value(result.value)
+            place = {"study_id": self.study_id, "number": result.number}
+            rung_rows.append(
+                {**place, "rung": row.rung, "epochs": result.epochs, "value": value, "token": result.token}
+            )
+            slot_rows.append(
+                {
+                    **place,
+                    **_unleased("paused"),
+                    "epochs": result.epochs,
+                    "seconds": row.seconds + result.seconds,
+                    "value": value,
+                    "value_type": kind,
+                    "reason": result.reason,
+                    "checkpoint_id": checkpoint_id,
+                }
+            )
+        bulk.insert(connection, rungs, rung_rows)
+        bulk.insert(connection, slots, slot_rows, conflict="update")
+
+    def _end_top(self, connection: Connection, held: _Rows, results: Sequence[RungResult], tally: _Tally) -> None:
+        """At the top rung nobody waits for anybody: a trial is complete, or it diverged."""
+        endings = []
+        for result in results:
+            row = held[result.number]
+            if row.rung == len(self._dealt[row.bracket].rungs) - 1:
+                good = math.isfinite(result.value)
+                endings.append(
+                    _Ending(
+                        number=row.number,
+                        trial_id=row.trial_id,
+                        state="complete" if good else "pruned",
+                        epochs=result.epochs,
+                        bracket=row.bracket,
+                        rung=row.rung,
+                        worker_id=row.worker_id,
+                        value=result.value,
+                        reason=result.reason if good else result.reason or _diverged(result.epochs),
+                    )
+                )
+        self._end(connection, endings, tally)
+
+    def _decide(self, connection: Connection, touched: set[tuple[int, int]], tally: _Tally) -> None:
+        """Decide every touched rung that is full: all its slots have a result, or have failed."""
+        open_rungs = {place for place in touched if place[1] < len(self._dealt[place[0]].rungs) - 1}
+        if not open_rungs:
+            return
+        # One decision at a time in a study: who comes second sees the first one's result.
+        connection.execute(select(studies.c.study_id).where(studies.c.study_id == self.study_id).with_for_update())
+        at = or_(*(and_(slots.c.bracket == bracket, slots.c.rung == rung) for bracket, rung in open_rungs))
+        here = and_(slots.c.study_id == self.study_id, at)
+        training = connection.execute(
+            select(slots.c.bracket, slots.c.rung).distinct().where(here, slots.c.state.in_(("waiting", "leased")))
+        )
+        full = open_rungs - {(row.bracket, row.rung) for row in training}
+        if not full:
+            return
+        at = or_(*(and_(slots.c.bracket == bracket, slots.c.rung == rung) for bracket, rung in full))
+        rows = connection.execute(
+            select(slots).where(slots.c.study_id == self.study_id, at, slots.c.state == "paused")
+        ).all()
+        endings: list[_Ending] = []
+        promoted: list[int] = []
+        for bracket, rung in sorted(full):
+            members = {row.number: row for row in rows if (row.bracket, row.rung) == (bracket, rung)}
+            kept, pruned = self._judge(bracket, rung, members)
+            promoted += kept
+            endings += pruned
+        if promoted:
+            winners = update(slots).where(slots.c.study_id == self.study_id, slots.c.number.in_(promoted))
+            connection.execute(winners.values(state="waiting", rung=slots.c.rung + 1, reason=None))
+            tally.promoted.update(promoted)
+        self._end(connection, endings, tally)
+
+    def _judge(self, bracket: int, rung: int, members: _Rows) -> tuple[list[int], list[_Ending]]:
+        """Who goes on from a full rung, and how the others end."""
+        rules = self._dealt[bracket].rungs
+        values = {number: math.nan if row.value is None else row.value for number, row in members.items()}
+        ranked = hyperband.survivors(values, len(values), self.spec.direction)
+        kept = hyperband.survivors(values, rules[rung + 1].size, self.spec.direction)
+        rank = {number: place for place, number in enumerate(ranked, start=1)}
+        endings = []
+        for number in sorted(members.keys() - set(kept)):
+            row = members[number]
+            lost = (
+                f"rung {rung} at {rules[rung].epochs} epochs: rank {rank[number]} of {len(members)}, "
+                f"{len(kept)} promoted"
+                if number in rank
+                else row.reason or _diverged(row.epochs)
+            )
+            endings.append(
+                _Ending(
+                    number=number,
+                    trial_id=row.trial_id,
+                    state="pruned",
+                    epochs=row.epochs,
+                    bracket=bracket,
+                    rung=rung,
+                    worker_id=row.worker_id,
+                    value=records.loaded_value(row.value, row.value_type),
+                    reason=lost,
+                )
+            )
+        return kept, endings
+
+    def _fail(
+        self, connection: Connection, spent: Sequence[Row[Any]], reasons: Mapping[int, str], tally: _Tally
+    ) -> None:
+        """End slots as failed; a failed slot is a loser of its rung, which may be full now."""
+        if not spent:
+            return
+        blank = [records.Start(number=row.number) for row in spent if row.trial_id is None]
+        ids = records.start_trials(connection, self.study_id, blank, _clock(connection)) if blank else {}
+        endings = [
+            _Ending(
+                number=row.number,
+                trial_id=ids.get(row.number, row.trial_id),
+                state="failed",
+                epochs=row.epochs,
+                bracket=row.bracket,
+                rung=row.rung,
+                worker_id=row.worker_id,
+                value=None,
+                reason=reasons[row.number],
+            )
+            for row in spent
+        ]
+        self._end(connection, endings, tally)
+        self._decide(connection, {(row.bracket, row.rung) for row in spent}, tally)
+
+    def _end(self, connection: Connection, endings: Sequence[_Ending], tally: _Tally) -> None:
+        """Bring slots, and Optuna's trials with them, to their last state."""
+        if not endings:
+            return
+        names = self._worker_names(connection, [ending.worker_id for ending in endings])
+        rows = [
+            {
+                "study_id": self.study_id,
+                "number": ending.number,
+                **_unleased(ending.state),
+                "trial_id": ending.trial_id,
+                "reason": ending.reason,
+                "checkpoint_id": None,
+            }
+            for ending in endings
+        ]
+        bulk.insert(connection, slots, rows, conflict="update")
+        finishes = []
+        for ending in endings:
+            attrs = {
+                "epochs": ending.epochs,
+                "bracket": ending.bracket,
+                "rung": ending.rung,
+                "reason": ending.reason,
+                "worker": names.get(ending.worker_id) if ending.worker_id is not None else None,
+            }
+            finishes.append(
+                records.Finish(
+                    trial_id=ending.trial_id,
+                    state=_OPTUNA_STATE[ending.state],
+                    value=ending.value,
+                    user_attrs={key: value for key, value in attrs.items() if value is not None},
+                )
+            )
+            {"complete": tally.completed, "pruned": tally.pruned}.get(ending.state, tally.failed).add(ending.number)
+        records.finish_trials(connection, finishes, _clock(connection))
+
+    def _worker_names(self, connection: Connection, ids: Iterable[int | None]) -> dict[int, str]:
+        wanted = sorted({i for i in ids if i is not None})
+        rows = connection.execute(select(workers.c.id, workers.c.host, workers.c.pid).where(workers.c.id.in_(wanted)))
+        return {row.id: worker_name(row.host, row.pid) for row in rows}
+
+    def _sweep(self, connection: Connection) -> list[str]:
+        """Delete the checkpoints that no slot refers to, leftovers of others included; returns their names.
+
+        A checkpoint's row comes with the slots that refer to it, in one transaction, so none is swept too early.
+        """
+        used = exists().where(slots.c.study_id == self.study_id, slots.c.checkpoint_id == checkpoints.c.id)
+        unused = connection.execute(
+            select(checkpoints.c.id, checkpoints.c.path).where(checkpoints.c.study_id == self.study_id, not_(used))
+        ).all()
+        if unused:
+            connection.execute(delete(checkpoints).where(checkpoints.c.id.in_([row.id for row in unused])))
+        return [row.path for row in unused]
+
+
+def worker_name(host: str, pid: int) -> str:
+    return f"{host}:{pid}"
+
+
+def _unleased(state: State) -> dict[str, Any]:
+    return {"state": state, "claim": None, "lease_until": None}
+
+
+def _diverged(epochs: int) -> str:
+    return f"diverged at epoch {epochs}"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _clock(connection: Connection) -> float:
+    return float(connection.execute(select(now())).scalar_one())
