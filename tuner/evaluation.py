@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tuner.data.dataset import TrainingData, load_training_data
 from tuner.data.sealed import open_test
-from tuner.errors import BadInputError, DataError, NothingCompletedError
+from tuner.errors import BadInputError, NothingCompletedError
 from tuner.learning.device import DeviceData, resolve_device, tensors
 from tuner.learning.lanes import Lane
 from tuner.learning.metrics import finish, row_metric
@@ -28,6 +28,7 @@ from tuner.learning.trainer import LaneTask, kept_outputs, single_thread, train_
 from tuner.manager import BestTrial, StudyManager
 from tuner.spec import Metric, StudySpec
 from tuner.trial import TrialConfig, Value
+from tuner.worker import check_digests
 
 REFIT = 1  # the second part of a refit's key path; a trial's key has one part, so no refit repeats a trial's stream
 BOOTSTRAP_RESAMPLES = 4000
@@ -106,18 +107,6 @@ def evaluate(manager: StudyManager, name: str, *, device: str = "auto") -> dict[
     stored = manager.evaluation(name)
     assert stored is not None
     return stored
-
-
-def check_digests(manager: StudyManager, name: str, data: TrainingData) -> None:
-    """Raises DataError when the rows or their split are not those the study was created with."""
-    for what, stored, found in zip(
-        ("data", "split"), manager.digests(name), (data.data_digest, data.split_digest), strict=True
-    ):
-        if stored != found:
-            raise DataError(
-                f"the {what} of study {name!r} changed since it was created: "
-                f"SHA-256 {stored[:12]}… then, {found[:12]}… now; restore the data, or create a study of another name"
-            )
 
 
 def refit_and_test(

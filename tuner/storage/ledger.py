@@ -261,10 +261,11 @@ class Ledger:
     # Claims
 
     def claim(self, worker_id: int, *, limit: int, lease_s: float) -> list[Claim]:
-        """Lease up to ``limit`` slots for ``lease_s`` seconds, all of one bracket and rung, in slot order.
+        """Lease up to ``limit`` slots for ``lease_s`` seconds, all of one rung and target, the oldest bracket's first.
 
-        Promoted slots come first, then those whose lease is over, then new ones. Slots without parameters get them
-        drawn. Nothing when nothing can be claimed now, or the study is stopped.
+        Promoted slots come first, then those whose lease is over, then new ones. Slots of other brackets of the same
+        form fill a pack that one bracket does not fill. Slots without parameters get them drawn. Nothing when nothing
+        can be claimed now, or the study is stopped.
         """
         if limit < 1 or lease_s <= 0:
             raise ValueError(f"a claim needs limit >= 1 and lease_s > 0, got {limit} and {lease_s}")
@@ -317,14 +318,14 @@ class Ledger:
         return []
 
     def _lock_group(self, connection: Connection, wanted: ColumnElement[bool], limit: int) -> list[Row[Any]]:
-        """Lock slots of the first (bracket, rung) that has unlocked ones: the deepest rung, then the oldest bracket."""
+        """Lock slots of the first (rung, target) that has unlocked ones: the deepest rung, then the oldest bracket."""
         skipped: list[tuple[int, int]] = []
         while True:
-            free = [not_(and_(slots.c.bracket == bracket, slots.c.rung == rung)) for bracket, rung in skipped]
+            free = [not_(and_(slots.c.rung == rung, slots.c.target == target)) for rung, target in skipped]
             first = (
-                select(slots.c.bracket, slots.c.rung)
+                select(slots.c.rung, slots.c.target)
                 .where(slots.c.study_id == self.study_id, wanted, *free)
-                .order_by(slots.c.rung.desc(), slots.c.bracket)
+                .order_by(slots.c.rung.desc(), slots.c.bracket, slots.c.number)
                 .limit(1)
             )
             place = connection.execute(first).one_or_none()
@@ -336,15 +337,15 @@ class Ledger:
                     slots.c.study_id == self.study_id,
                     wanted,
                     slots.c.rung == place.rung,
-                    slots.c.bracket == place.bracket,
+                    slots.c.target == place.target,
                 )
-                .order_by(slots.c.number)
+                .order_by(slots.c.bracket, slots.c.number)
                 .limit(limit)
                 .with_for_update(skip_locked=True)
             ).all()
             if locked:
                 return list(locked)
-            skipped.append((place.bracket, place.rung))  # all in other claims' hands at this moment
+            skipped.append((place.rung, place.target))  # all in other claims' hands at this moment
 
     def _give_up(self, connection: Connection, spent: Sequence[Row[Any]]) -> None:
         """Fail slots whose lease ran out on the last attempt."""
@@ -421,7 +422,7 @@ class Ledger:
             bracket=row.bracket,
             rung=row.rung,
             epochs=row.epochs if kept is not None else 0,
-            target_epochs=self._dealt[row.bracket].rungs[row.rung].epochs,
+            target_epochs=row.target,
             attempt=row.attempts,
             checkpoint=kept,
         )
@@ -502,6 +503,27 @@ class Ledger:
 
         Without a checkpoint they go on from the one they had.
         """
+        return self._keep(worker_id, states, epochs, checkpoint, _unleased("waiting"))
+
+    def save(
+        self,
+        worker_id: int,
+        states: Sequence[tuple[int, int, int]],
+        epochs: Sequence[EpochRow],
+        checkpoint: Checkpoint,
+    ) -> CommitOutcome:
+        """Store a checkpoint of slots that train on: (number, token, epochs that it holds). Renews their leases."""
+        return self._keep(worker_id, states, epochs, checkpoint, {"lease_until": now() + slots.c.lease_s})
+
+    def _keep(
+        self,
+        worker_id: int,
+        states: Sequence[tuple[int, int, int]],
+        epochs: Sequence[EpochRow],
+        checkpoint: Checkpoint | None,
+        lease: Mapping[str, Any],
+    ) -> CommitOutcome:
+        """Write how far unfinished slots are, and what becomes of their leases."""
 
         def work(connection: Connection) -> CommitOutcome:
             tokens = {number: token for number, token, _ in states}
@@ -520,7 +542,7 @@ class Ledger:
                 bulk.insert(connection, slots, rows, conflict="update")
                 changes["checkpoint_id"] = checkpoint_id
             these = (slots.c.study_id == self.study_id, slots.c.number.in_(list(held)))
-            connection.execute(update(slots).where(*these).values(**_unleased("waiting"), **changes))
+            connection.execute(update(slots).where(*these).values(**lease, **changes))
             return CommitOutcome(lost=frozenset(lost), removed=tuple(self._sweep(connection)))
 
         return self._database.write(work) if states else CommitOutcome()
@@ -747,16 +769,19 @@ class Ledger:
             select(slots).where(slots.c.study_id == self.study_id, at, slots.c.state == "paused")
         ).all()
         endings: list[_Ending] = []
-        promoted: list[int] = []
+        promoted: list[tuple[int, int, int]] = []
         for bracket, rung in sorted(full):
             members = {row.number: row for row in rows if (row.bracket, row.rung) == (bracket, rung)}
             kept, pruned = self._judge(bracket, rung, members)
-            promoted += kept
+            promoted += [(number, bracket, rung) for number in kept]
             endings += pruned
         if promoted:
-            winners = update(slots).where(slots.c.study_id == self.study_id, slots.c.number.in_(promoted))
-            connection.execute(winners.values(state="waiting", rung=slots.c.rung + 1, reason=None))
-            tally.promoted.update(promoted)
+            up = []
+            for number, bracket, rung in promoted:
+                place = {"rung": rung + 1, "target": self._dealt[bracket].rungs[rung + 1].epochs}
+                up.append({"study_id": self.study_id, "number": number, "state": "waiting", "reason": None, **place})
+            bulk.insert(connection, slots, up, conflict="update")
+            tally.promoted.update(number for number, _, _ in promoted)
         self._end(connection, endings, tally)
 
     def _judge(self, bracket: int, rung: int, members: _Rows) -> tuple[list[int], list[_Ending]]:

@@ -1,0 +1,248 @@
+"""Fused lanes against trials trained one at a time with plain PyTorch, side by side in one run.
+
+    python -m tests.benchmarks.lanes [-f json] [--quick]
+
+Baselines, each as two processes of one thread and as one process of two threads, the better one counted:
+
+- ``tight``: the fastest loop a competent user writes: tensors indexed directly, fused AdamW, denormals flushed.
+- ``loader``: the loop of the tutorials: TensorDataset, DataLoader, default AdamW.
+
+The fused trainer runs as Tuner runs it: two processes of one thread. All train the same configurations on the same
+rows: throughput is epochs of one trial a second, validation left out everywhere. A ratio is a median over rounds in
+which all contestants run in turn, so that a machine whose speed drifts cannot favour one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from tuner.learning.device import DeviceData
+from tuner.learning.lanes import Lane, Pack
+from tuner.learning.packing import CPU, plan_packs
+from tuner.learning.randomness import lane_key
+from tuner.learning.trainer import LaneTask
+from tuner.space import Space, parse_domain
+from tuner.trial import TrialConfig
+
+SHAPES = {"digits": (1078, 64), "mnist": (3000, 784)}  # rows, features; 10 classes
+SECONDS = 0.6  # each contestant trains for about this long in every round
+DIGITS_SPACE = {
+    "learning_rate": {"low": 1e-5, "high": 1e-1, "log": True},
+    "batch_size": {"choices": [16, 32, 64, 128, 256]},
+    "weight_decay": {"low": 1e-6, "high": 1e-1, "log": True, "or_zero": True},
+    "dropout": {"low": 0.0, "high": 0.6},
+    "width": {"low": 16, "high": 512, "log": True},
+    "depth": {"low": 1, "high": 4},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: trial epochs a second of each contestant, and the ratios to the fused trainer."""
+
+    case: str
+    fused: float
+    tight: float
+    loader: float
+    ratio_tight: float
+    ratio_loader: float
+    matmul_share: float  # of the machine's measured peak, forward and backward products alone counted
+
+
+def make_rows(shape: str) -> DeviceData:
+    n, D = SHAPES[shape]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n + 256, D, generator=generator)
+    y = (x @ torch.randn(D, 10, generator=generator)).argmax(1)
+    return DeviceData(
+        x_train=x[:n], y_train=y[:n], x_val=x[n:], y_val=y[n:], task="classification", n_outputs=10, target_sd=1.0
+    )
+
+
+def fused(configs: Sequence[TrialConfig], data: DeviceData, threads: int) -> Callable[[], int]:
+    """One call trains every configuration for one epoch; returns the epochs trained."""
+    torch.set_num_threads(threads)
+    tasks = [
+        LaneTask(lane=Lane(number=i, config=config, key=lane_key(0, i)), target_epochs=config.max_epochs)
+        for i, config in enumerate(configs)
+    ]
+    plan = plan_packs(tasks, len(data.x_train), data.n_features, data.n_outputs, data.device)
+    packs = [Pack([task.lane for task in pack], data) for pack in plan]
+
+    def epoch() -> int:
+        for pack in packs:
+            pack.train_epoch([1] * len(pack.lanes))
+        return len(configs)
+
+    return epoch
+
+
+def ordinary(config: TrialConfig, data: DeviceData) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    fan_in = data.n_features
+    for _ in range(config.depth):
+        layers += [nn.Linear(fan_in, config.width), nn.ReLU()]
+        if config.dropout > 0:
+            layers.append(nn.Dropout(config.dropout))
+        fan_in = config.width
+    return nn.Sequential(*layers, nn.Linear(fan_in, data.n_outputs))
+
+
+def alone(configs: Sequence[TrialConfig], data: DeviceData, threads: int, *, loader: bool) -> Callable[[], int]:
+    """One call trains the next configuration for one epoch."""
+    torch.set_num_threads(threads)
+    loss = nn.CrossEntropyLoss()
+    trials = []
+    for config in configs:
+        model = ordinary(config, data)
+        options = {} if loader else {"fused": True}
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, **options
+        )
+        batches = DataLoader(TensorDataset(data.x_train, data.y_train), batch_size=config.batch_size, shuffle=True)
+        trials.append((config, model, optimizer, batches))
+    turn = iter(range(10**9))
+
+    def epoch() -> int:
+        config, model, optimizer, batches = trials[next(turn) % len(trials)]
+        model.train()
+        if loader:
+            for x, y in batches:
+                optimizer.zero_grad()
+                loss(model(x), y).backward()
+                optimizer.step()
+            return 1
+        order = torch.randperm(len(data.x_train))
+        for start in range(0, len(order), config.batch_size):
+            rows = order[start : start + config.batch_size]
+            optimizer.zero_grad()
+            loss(model(data.x_train[rows]), data.y_train[rows]).backward()
+            optimizer.step()
+        return 1
+
+    return epoch
+
+
+def run(contestant: str, shape: str, configs: list[TrialConfig], threads: int, seconds: float) -> float:
+    """Trial epochs a second of one process."""
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    data = make_rows(shape)
+    if contestant == "fused":
+        epoch = fused(configs, data, threads)
+    else:
+        epoch = alone(configs, data, threads, loader=contestant == "loader")
+    epoch()
+    done, began = 0, time.perf_counter()
+    # Whole passes over the configurations, so that cheap ones are not counted twice.
+    while time.perf_counter() - began < seconds or done % len(configs):
+        done += epoch()
+    return done / (time.perf_counter() - began)
+
+
+def measure(
+    pool: ProcessPoolExecutor, contestant: str, shape: str, configs: list[TrialConfig], seconds: float
+) -> float:
+    """The better of two processes of one thread and (for the baselines) one process of two."""
+    halves = [pool.submit(run, contestant, shape, configs, 1, seconds) for _ in range(2)]
+    best = sum(half.result() for half in halves)
+    if contestant != "fused":
+        best = max(best, pool.submit(run, contestant, shape, configs, 2, seconds).result())
+    return best
+
+
+def matmul_peak() -> float:
+    """FLOP/s of the best of some large products on one thread."""
+    torch.set_num_threads(1)
+    best = 0.0
+    for size in (256, 512, 1024):
+        a, b = torch.randn(size, size), torch.randn(size, size)
+        for _ in range(20):
+            began = time.perf_counter()
+            a @ b
+            best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def flops(config: TrialConfig, shape: str) -> float:
+    """Of one epoch's products: three for each layer, less the gradient by the inputs."""
+    n, D = SHAPES[shape]
+    hidden = (config.depth - 1) * config.width**2 + config.width * 10
+    return 6 * n * hidden + 4 * n * D * config.width
+
+
+def cases(quick: bool) -> list[tuple[str, str, list[TrialConfig]]]:
+    """(name, shape, configurations): uniform packs, and mixed ones drawn from the digits study's space."""
+    common = {"learning_rate": 1e-3, "weight_decay": 1e-2, "dropout": 0.2, "max_epochs": 100}
+    found = []
+    for shape in SHAPES:
+        widths = (32, 128, 512) if not quick else (32, 128)
+        for width in widths:
+            for batch in (16, 64, 256) if not quick else (16, 64):
+                config = TrialConfig(width=width, depth=2, batch_size=batch, **common)
+                found.append((f"{shape} width {width} batch {batch}", shape, [config] * CPU.max_lanes))
+        if not quick:
+            for width in (64, 256):
+                config = TrialConfig(width=width, depth=2, batch_size=32, **common)
+                found.append((f"{shape} width {width} batch 32", shape, [config] * CPU.max_lanes))
+            for depth in (1, 4):
+                config = TrialConfig(width=64, depth=depth, batch_size=32, **common)
+                found.append((f"{shape} width 64 depth {depth}", shape, [config] * CPU.max_lanes))
+        space = Space({name: parse_domain(name, written) for name, written in DIGITS_SPACE.items()})
+        points = torch.rand(32, len(space), generator=torch.Generator().manual_seed(1)).tolist()
+        drawn = [TrialConfig.from_values({**space.from_unit(point), "max_epochs": 100}) for point in points]
+        found.append((f"{shape} mixed, 32 lanes", shape, drawn))
+    return found
+
+
+def main() -> None:
+    """Print the table, a row as it is measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-f", "--format", choices=["table", "json"], default="table")
+    parser.add_argument("--quick", action="store_true", help="fewer cases, one round")
+    arguments = parser.parse_args()
+    peak = matmul_peak()
+    table = arguments.format == "table"
+    if table:
+        print(f"matmul peak, one thread: {peak / 1e9:.0f} GFLOP/s")
+        print(f"{'case':32} {'fused':>9} {'tight':>9} {'loader':>9}   {'x tight':>8} {'x loader':>9} {'of peak':>8}")
+    rows = []
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for case, shape, configs in cases(arguments.quick):
+            rounds = [
+                {c: measure(pool, c, shape, configs, SECONDS) for c in ("fused", "tight", "loader")}
+                for _ in range(1 if arguments.quick else 3)
+            ]
+            speed = {c: statistics.median(r[c] for r in rounds) for c in rounds[0]}
+            work = statistics.mean(flops(config, shape) for config in configs)
+            row = Row(
+                case=case,
+                **speed,
+                ratio_tight=statistics.median(r["fused"] / r["tight"] for r in rounds),
+                ratio_loader=statistics.median(r["fused"] / r["loader"] for r in rounds),
+                matmul_share=speed["fused"] * work / (2 * peak),
+            )
+            rows.append(row)
+            if table:
+                print(
+                    f"{case:32} {row.fused:9.1f} {row.tight:9.1f} {row.loader:9.1f}   {row.ratio_tight:7.1f}x "
+                    f"{row.ratio_loader:8.1f}x {row.matmul_share:8.0%}",
+                    flush=True,
+                )
+    if not table:
+        print(json.dumps({"matmul_peak_flops": peak, "rows": [asdict(row) for row in rows]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""The worker: claims slots, trains them as lanes, commits what they reached. The one place where the stems meet.
+
+Everything a worker needs is in the database and the data source; everything it has learned is there again after each
+commit. It may be killed at any moment: its leases run out, and another worker goes on from the last checkpoint, or
+from the trials' seeds where there is none.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+import tuner
+from tuner.data.dataset import TrainingData, load_training_data
+from tuner.errors import DataError, StorageError, StudyNotFoundError
+from tuner.learning.device import DeviceData, resolve_device
+from tuner.learning.lanes import Lane
+from tuner.learning.packing import plan_packs
+from tuner.learning.randomness import lane_key
+from tuner.learning.trainer import LaneState, LaneTask, PackTrainer, single_thread
+from tuner.manager import StudyManager
+from tuner.storage.checkpoints import Checkpoint, CheckpointError
+from tuner.storage.ledger import Claim, CommitOutcome, EpochRow, RungResult
+
+LEASE_S = 60.0  # a worker that is silent for so long loses its slots
+HEARTBEAT_S = 10.0
+RECORD_S = 2.0  # between two writes of learning curves
+SAVE_S = 60.0  # between two checkpoints of a pack that trains for long
+POLL_S = 0.25  # between two looks for work when there is none
+CLAIM_LANES = {"cpu": 32, "cuda": 1024, "mps": 128}
+
+_log = logging.getLogger(__name__)
+
+
+def run_worker(manager: StudyManager, name: str, *, device: str = "auto", stop: threading.Event) -> None:
+    """Work on a study until it is finished or stopped, or until ``stop`` is set.
+
+    Setting ``stop`` lets the current epoch end, then saves the lanes and gives them back. Raises StudyNotFoundError,
+    DataError when this machine's data are not the study's, DeviceError, StorageError when the database stays away.
+    """
+    place = resolve_device(device)
+    if place.type == "cpu":
+        single_thread()
+    data = load_training_data(manager.spec(name), manager.data_root(name))
+    check_digests(manager, name, data)
+    _Worker(manager, name, DeviceData.place(data, place), stop).run()
+
+
+def check_digests(manager: StudyManager, name: str, data: TrainingData) -> None:
+    """Raises DataError when the rows or their split are not those the study was created with."""
+    agreed = manager.digests(name)
+    for what, then, found in (
+        ("data", agreed.data, data.data_digest),
+        ("split", agreed.split, data.split_digest),
+    ):
+        if then != found:
+            raise DataError(
+                f"the {what} of study {name!r} changed since it was created: "
+                f"SHA-256 {then[:12]}… then, {found[:12]}… now; restore the data, or create a study of another name"
+            )
+
+
+class _Worker:
+    """One process, one device, one study."""
+
+    def __init__(self, manager: StudyManager, name: str, data: DeviceData, stop: threading.Event) -> None:
+        self.spec = manager.spec(name)
+        self.ledger = manager.ledger(name)
+        self.store = manager.checkpoints(name)
+        self.data = data
+        self.stop = stop
+        self.id = self.ledger.register(socket.gethostname(), os.getpid(), str(data.device), tuner.__version__)
+        self._paused: dict[int, LaneState] = {}  # lanes that wait for their rung's decision, still in memory
+        self._lanes = 0
+        self._epochs_per_s = 0.0
+        self._gone = threading.Event()  # set when the work is over, for the heartbeat's thread
+
+    def run(self) -> None:
+        heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        heart.start()
+        try:
+            while not self.stop.is_set():
+                claims = self.ledger.claim(self.id, limit=CLAIM_LANES[self.data.device.type], lease_s=LEASE_S)
+                if claims:
+                    self._train_all(claims)
+                elif self.ledger.finished() or self.ledger.stopped():
+                    break
+                else:
+                    self.stop.wait(POLL_S)
+        finally:
+            self._gone.set()
+            heart.join()
+            self.ledger.leave(self.id)
+
+    def _beat(self) -> None:
+        """Keep the leases alive while the main thread trains; notice when the study is stopped or deleted."""
+        while not self._gone.wait(HEARTBEAT_S):
+            try:
+                self.ledger.heartbeat(self.id, self._lanes, self._epochs_per_s)
+                if self.ledger.stopped():
+                    self.stop.set()
+            except StudyNotFoundError:
+                self.stop.set()
+            except StorageError as error:
+                _log.warning("heartbeat missed: %s", error)
+
+    # Training
+
+    def _train_all(self, claims: Sequence[Claim]) -> None:
+        """Train the claimed slots, pack after pack; those that are not begun when ``stop`` is set are given back."""
+        by_number = {claim.number: claim for claim in claims}
+        states = self._states(claims)
+        tasks = [
+            LaneTask(
+                lane=Lane(
+                    number=claim.number,
+                    config=self.spec.trial_config(claim.params),
+                    key=lane_key(self.spec.study.seed, claim.number),
+                ),
+                target_epochs=claim.target_epochs,
+                state=states.get(claim.number),
+            )
+            for claim in claims
+        ]
+        packs = plan_packs(tasks, len(self.data.x_train), self.data.n_features, self.data.n_outputs, self.data.device)
+        while packs:
+            pack = [by_number[task.lane.number] for task in packs[0]]
+            if self.stop.is_set():
+                break
+            try:
+                self._train_pack(pack, packs[0])
+            except (RuntimeError, MemoryError, ArithmeticError) as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                _log.exception("training failed; its %d slots are tried again", len(pack))
+                self._settle(self.ledger.fail(self.id, [(claim.number, claim.token, reason) for claim in pack]))
+            packs.pop(0)
+        rest = [by_number[task.lane.number] for pack in packs for task in pack]
+        self._settle(self.ledger.release(self.id, [(c.number, c.token, c.epochs) for c in rest]))
+
+    def _states(self, claims: Sequence[Claim]) -> dict[int, LaneState]:
+        """Where each slot stands: from memory, else from its checkpoint, else nowhere, and its seed has to do."""
+        states = {}
+        stored: dict[str, tuple[Checkpoint, list[int]]] = {}
+        for claim in claims:
+            kept = self._paused.pop(claim.number, None)
+            if kept is not None and kept.progress.epoch == claim.epochs:
+                states[claim.number] = kept
+            elif claim.checkpoint is not None:
+                stored.setdefault(claim.checkpoint.name, (claim.checkpoint, []))[1].append(claim.number)
+        for checkpoint, numbers in stored.values():
+            try:
+                found = self.store.read_pack(checkpoint, numbers)
+            except CheckpointError as error:
+                _log.warning("%s; trials %s are trained again from their seeds", error, numbers)
+            else:
+                states |= {number: LaneState.from_arrays(arrays) for number, arrays in found.items()}
+        return states
+
+    def _train_pack(self, claims: Sequence[Claim], tasks: Sequence[LaneTask]) -> None:
+        trainer = PackTrainer(tasks, self.data, self.spec.study.metric)
+        held = {claim.number: claim for claim in claims}
+        began = recorded = saved = time.monotonic()
+        rows: list[EpochRow] = []
+        trained = 0
+        while trainer.running and held and not self.stop.is_set():
+            self._lanes = len(trainer.running)
+            results = trainer.run_epoch()
+            trained += len(results)
+            rows += [
+                EpochRow(
+                    number=number,
+                    token=held[number].token,
+                    epoch=result.epoch,
+                    value=result.value,
+                    train_loss=result.train_loss,
+                    val_loss=result.val_loss,
+                )
+                for number, result in results.items()
+                if number in held and result.epoch > held[number].epochs
+            ]
+            now = time.monotonic()
+            self._epochs_per_s = trained / (now - began)
+            lost: frozenset[int] = frozenset()
+            if trainer.running and now - saved > SAVE_S:
+                lost = self._save(trainer, held, rows)
+                rows, recorded, saved = [], now, now
+            elif trainer.running and now - recorded > RECORD_S:
+                lost = self.ledger.record(self.id, rows)
+                rows, recorded = [], now
+            held = {number: claim for number, claim in held.items() if number not in lost}
+        over = [number for number in held if number not in trainer.running]
+        open_ = [number for number in held if number in trainer.running]
+        self._commit(trainer, [held[n] for n in over], [r for r in rows if r.number in over], time.monotonic() - began)
+        if open_:
+            outcome = self.ledger.release(
+                self.id,
+                [(n, held[n].token, trainer.progress[n].epoch) for n in open_],
+                [row for row in rows if row.number in open_],
+                self._checkpoint(trainer, open_),
+            )
+            self._settle(outcome)
+        self._lanes = 0
+
+    def _commit(self, trainer: PackTrainer, claims: Sequence[Claim], rows: Sequence[EpochRow], seconds: float) -> None:
+        """Write the results of lanes that are at their rung, with a checkpoint for those that may go on."""
+        if not claims:
+            return
+        results = []
+        for claim in claims:
+            progress, config = trainer.progress[claim.number], trainer.tasks[claim.number].lane.config
+            stopped_early = not progress.diverged and progress.epoch < claim.target_epochs
+            results.append(
+                RungResult(
+                    number=claim.number,
+                    token=claim.token,
+                    epochs=progress.epoch,
+                    value=progress.judged_value(config),
+                    seconds=seconds / len(claims),
+                    reason=f"diverged at epoch {progress.epoch}"
+                    if progress.diverged
+                    else f"no better for {config.patience} epochs: stopped at epoch {progress.epoch}"
+                    if stopped_early
+                    else None,
+                )
+            )
+        undecided = [c.number for c in claims if c.target_epochs < self.spec.training.max_epochs]
+        may_go_on = [number for number in undecided if not trainer.progress[number].diverged]
+        checkpoint = self._checkpoint(trainer, may_go_on)
+        outcome = self.ledger.commit(self.id, results, rows, checkpoint)
+        self._paused |= {number: trainer.state(number) for number in may_go_on}
+        self._settle(outcome)
+
+    def _save(self, trainer: PackTrainer, held: dict[int, Claim], rows: Sequence[EpochRow]) -> frozenset[int]:
+        """Write a checkpoint of a pack that goes on. Returns the slots that were lost."""
+        states = [(number, claim.token, trainer.progress[number].epoch) for number, claim in held.items()]
+        checkpoint = self.store.write({number: trainer.state(number).as_arrays() for number in held})
+        outcome = self.ledger.save(self.id, states, rows, checkpoint)
+        self._settle(outcome)
+        return outcome.lost
+
+    def _checkpoint(self, trainer: PackTrainer, numbers: Sequence[int]) -> Checkpoint | None:
+        if not numbers:
+            return None
+        return self.store.write({number: trainer.state(number).as_arrays() for number in numbers})
+
+    def _settle(self, outcome: CommitOutcome) -> None:
+        """Forget what is decided or lost, here and in the checkpoint folder."""
+        if outcome.lost:
+            _log.warning("another worker took over trials %s; dropped here", sorted(outcome.lost))
+        for number in outcome.lost | outcome.completed | outcome.pruned | outcome.failed:
+            self._paused.pop(number, None)
+        self.store.remove(outcome.removed)
