@@ -1,0 +1,90 @@
+"""What several commands take: a study file with its overrides, a study's name, the storage, an output format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from tuner.manager import StudyManager
+    from tuner.spec import StudySpec
+
+DEFAULT_STORAGE = "sqlite:///tuner.db"
+
+Format = Literal["table", "json", "csv"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+study_file = click.argument("study_file", metavar="STUDY.toml", type=click.Path(path_type=Path))
+name_argument = click.argument("name", metavar="NAME")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="auto, cpu, cuda, cuda:1, … or mps; auto takes a CUDA device if there is one.",
+)
+
+
+def storage_options(command: F) -> F:
+    """``--storage`` and ``--artifacts``, as parameters ``storage`` and ``artifacts``."""
+    artifacts = click.option(
+        "--artifacts",
+        envvar="TUNER_ARTIFACTS",
+        show_envvar=True,
+        metavar="DIR",
+        help="Where checkpoints live.  [default: beside an SQLite file, else ./tuner-artifacts]",
+    )
+    storage = click.option(
+        "--storage",
+        envvar=["TUNER_STORAGE", "OPTUNA_STORAGE"],
+        show_envvar=True,
+        default=DEFAULT_STORAGE,
+        show_default=True,
+        metavar="URL",
+        help="The database: sqlite:///FILE, postgresql://… or mysql://….",
+    )
+    return storage(artifacts(command))
+
+
+def override_options(command: F) -> F:
+    """What may be said otherwise than the study file does, as parameters that :func:`read_spec` takes."""
+    options = [
+        click.option("--name", metavar="NAME", help="Another study.name: the same file as another study."),
+        click.option("--seed", type=int, help="Another study.seed."),
+        click.option("--trials", type=int, help="Another search.trials: how many trials in total."),
+        click.option("--max-epochs", type=int, help="Another training.max_epochs: the most epochs a trial gets."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def format_option(*formats: Format) -> Callable[[F], F]:
+    """``-f``, as parameter ``form``; the first format is the default."""
+    return click.option(
+        "-f",
+        "--format",
+        "form",
+        type=click.Choice(formats),
+        default=formats[0],
+        show_default=True,
+        help="How the result is written to standard output.",
+    )
+
+
+def read_spec(file: Path, **overrides: Any) -> StudySpec:
+    """The study file's spec; an override of None says nothing."""
+    from tuner.spec import load_spec
+
+    return load_spec(file, **overrides)
+
+
+def open_manager(storage: str, artifacts: str | None) -> StudyManager:
+    """The manager of the studies in a database."""
+    from tuner.manager import StudyManager
+
+    return StudyManager(storage, artifacts)

@@ -1,0 +1,60 @@
+"""The verbs of a study's results: trials, best, evaluate."""
+
+from __future__ import annotations
+
+import click
+
+from tuner.cli import output
+from tuner.cli.options import Format, device_option, format_option, name_argument, open_manager, storage_options
+from tuner.errors import NothingCompletedError
+
+
+@click.command()
+@name_argument
+@storage_options
+@format_option("table", "json", "csv")
+def trials(name: str, storage: str, artifacts: str | None, form: Format) -> None:
+    """List all trials of a study."""
+    from tuner.report.study import trials_text
+
+    with open_manager(storage, artifacts) as manager:
+        records = [row.as_dict() for row in manager.trials(name)]
+    output.write(records, form, lambda: trials_text(records))
+
+
+@click.command()
+@name_argument
+@storage_options
+@format_option("table", "json", "csv")
+def best(name: str, storage: str, artifacts: str | None, form: Format) -> None:
+    """Show the best completed trial of a study.
+
+    Its validation value is optimistic: it was picked by it. For an honest one: tuner evaluate NAME.
+    """
+    from tuner.report.study import best_text
+
+    with open_manager(storage, artifacts) as manager:
+        winner, summary = manager.best(name), manager.summary(name)
+    if winner is None:
+        raise NothingCompletedError(f"study {name!r} has no completed trial yet; it is {summary.state}")
+    record = winner.as_dict()
+    output.write(record, form, lambda: best_text(record, summary.metric, summary.trials["total"]))
+
+
+@click.command()
+@name_argument
+@device_option
+@storage_options
+@format_option("table", "json", "csv")
+def evaluate(name: str, device: str, storage: str, artifacts: str | None, form: Format) -> None:
+    """Refit the winner and open the test set.
+
+    The result is stored the first time; every later look returns it and is counted.
+    """
+    from tuner.report.study import evaluation_text
+
+    with open_manager(storage, artifacts) as manager:
+        from tuner.evaluation import evaluate as evaluate_study
+
+        record = evaluate_study(manager, name, device=device)
+    output.write(record, form, lambda: evaluation_text(record))

@@ -1,0 +1,160 @@
+"""The verbs that work on a study: run, worker."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tuner.cli import output
+from tuner.cli.group import EXIT_INTERRUPTED
+from tuner.cli.options import (
+    Format,
+    device_option,
+    format_option,
+    name_argument,
+    open_manager,
+    override_options,
+    quiet_option,
+    read_spec,
+    storage_options,
+    study_file,
+)
+from tuner.cli.progress import Progress, progress
+from tuner.cli.signals import leave_on_signal, set_at_end_of_input
+
+if TYPE_CHECKING:
+    from tuner.manager import StudyManager, StudySummary
+    from tuner.spec import StudySpec
+
+
+@click.command()
+@study_file
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Local worker processes.  [default: one a CUDA device, else one a CPU core]",
+)
+@device_option
+@override_options
+@storage_options
+@quiet_option
+@format_option("table", "json")
+@click.pass_context
+def run(
+    context: click.Context,
+    /,
+    study_file: Path,
+    workers: int | None,
+    device: str,
+    storage: str,
+    artifacts: str | None,
+    quiet: bool,
+    form: Format,
+    **overrides: Any,
+) -> None:
+    """Run a study to its end, and report an honest test error.
+
+    Creates the study or goes on with it, starts local workers, and when all trials are over refits the winner and
+    opens the test set once. Ctrl-C saves and leaves; the same command goes on. A finished study reports at once.
+    """
+    spec = read_spec(study_file, **overrides)
+    with open_manager(storage, artifacts) as manager, progress(quiet=quiet) as view:
+        view.say(f"{spec.study.name}: reading the data")
+        summary = _train(manager, spec, study_file.parent, device, workers, storage, artifacts, view)
+        if summary.state != "finished":
+            over = sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
+            click.echo(
+                f"interrupted: {over:,} of {summary.trials['total']:,} trials are over and everything is saved; "
+                "the same command goes on from here",
+                err=True,
+            )
+            context.exit(EXIT_INTERRUPTED)
+        if summary.evaluation is None:
+            view.say(f"{spec.study.name}: refitting the winner, then opening the test set")
+            from tuner.evaluation import evaluate
+
+            evaluate(manager, spec.study.name, device=device)
+        record, database = manager.summary(spec.study.name).as_dict(), manager.storage
+    from tuner.report.study import outcome_text
+
+    output.write(record, form, lambda: outcome_text(record, database))
+
+
+def _train(
+    manager: StudyManager,
+    spec: StudySpec,
+    root: Path,
+    device: str,
+    workers: int | None,
+    storage: str,
+    artifacts: str | None,
+    view: Progress,
+) -> StudySummary:
+    """Create or resume the study, and train with local workers until it is over or a signal comes."""
+    from tuner.launch.local import LocalWorkers, devices_for, follow
+    from tuner.plan import create_study
+    from tuner.search import plan, total_epochs
+
+    name, epochs = spec.study.name, total_epochs(plan(spec))
+    devices = devices_for(device, workers, spec.total_trials)
+    create_study(manager, spec, root)
+    if manager.summary(name).state != "finished":
+        manager.resume(name)
+        view.say(f"{name}: starting {len(devices)} worker{'s' * (len(devices) > 1)}")
+        waiting = "interrupted: waiting for the workers to finish their epoch and save; again to leave at once"
+        with (
+            leave_on_signal(lambda: view.say(waiting), _raise_interrupt) as stop,
+            LocalWorkers(name, devices, storage=storage, artifacts=artifacts) as crew,
+        ):
+            follow(manager, name, crew, stop=stop, show=lambda summary: view.show(summary, epochs))
+    return manager.summary(name)
+
+
+def _raise_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@click.command()
+@name_argument
+@device_option
+@click.option("--leashed", is_flag=True, help="Save and leave when standard input ends, too.")
+@storage_options
+@quiet_option
+@click.pass_context
+def worker(
+    context: click.Context,
+    /,
+    name: str,
+    device: str,
+    leashed: bool,
+    storage: str,
+    artifacts: str | None,
+    quiet: bool,
+) -> None:
+    """Work on a study until it is finished.
+
+    Any number of workers, on any number of machines, may share a study. Ctrl-C or SIGTERM lets this one finish its
+    epoch, save and leave; a second one leaves at once, which costs the epoch.
+    """
+
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(f"{name}: {text}", err=True)
+
+    waiting = "finishing the epoch, then leaving; again to leave at once"
+    with leave_on_signal(lambda: say(waiting), lambda: os._exit(EXIT_INTERRUPTED)) as stop:
+        if leashed:
+            set_at_end_of_input(stop)
+        with open_manager(storage, artifacts) as manager:
+            from tuner.worker import run_worker
+
+            say("joined")
+            run_worker(manager, name, device=device, stop=stop)
+            state = manager.summary(name).state
+        if stop.is_set() and state != "finished":
+            context.exit(EXIT_INTERRUPTED)
+        say(state)

@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM: the first asks to finish the epoch and save, the second leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def leave_on_signal(on_first: Callable[[], None], on_second: Callable[[], None]) -> Iterator[threading.Event]:
+    """An event that the first signal sets, calling ``on_first``; each later one calls ``on_second``.
+
+    Only the main thread may enter. The handlers that were there come back on exit.
+    """
+    stop = threading.Event()
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            on_second()
+        else:
+            stop.set()
+            on_first()
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def set_at_end_of_input(stop: threading.Event) -> None:
+    """Set ``stop`` when standard input ends: whoever started this process has gone, or lets it go."""
+
+    def wait() -> None:
+        while os.read(0, 4096):  # not sys.stdin: a daemon thread that holds its lock stops the interpreter's exit
+            pass
+        stop.set()
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,0 +1,118 @@
+"""The verbs of a whole study: check, create, studies, show, stop, delete."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tuner.cli import output
+from tuner.cli.options import (
+    Format,
+    format_option,
+    name_argument,
+    open_manager,
+    override_options,
+    read_spec,
+    storage_options,
+    study_file,
+)
+from tuner.errors import BadInputError
+
+
+@click.command()
+@study_file
+@override_options
+@format_option("table", "json", "csv")
+def check(study_file: Path, form: Format, **overrides: Any) -> None:
+    """Validate a study file and show what the study would do.
+
+    Reads the data and prints its summary, the splits, the search space, the brackets, and the epochs it will cost.
+    Changes nothing. As CSV it lists the rungs.
+    """
+    spec = read_spec(study_file, **overrides)
+
+    from tuner.plan import plan_study
+    from tuner.report.plan import plan_text
+
+    plan = plan_study(spec, study_file.parent)
+    output.write(plan.as_dict(), form, lambda: plan_text(plan), rows=plan.rungs)
+
+
+@click.command()
+@study_file
+@override_options
+@storage_options
+def create(study_file: Path, storage: str, artifacts: str | None, **overrides: Any) -> None:
+    """Create a study without running it.
+
+    Workers can join it then: tuner worker NAME. A study that is there already stays as it is.
+    """
+    spec = read_spec(study_file, **overrides)
+
+    from tuner.plan import create_study
+
+    with open_manager(storage, artifacts) as manager:
+        created = create_study(manager, spec, study_file.parent)
+        what = "created" if created else "there already"
+        click.echo(f"{spec.study.name}: {what}, {spec.total_trials:,} trials in {manager.storage}")
+
+
+@click.command()
+@storage_options
+@format_option("table", "json", "csv")
+def studies(storage: str, artifacts: str | None, form: Format) -> None:
+    """List all studies."""
+    from tuner.report.study import studies_text
+
+    with open_manager(storage, artifacts) as manager:
+        records = [summary.as_dict() for summary in manager.summaries()]
+    output.write(records, form, lambda: studies_text(records))
+
+
+@click.command()
+@name_argument
+@storage_options
+@format_option("table", "json", "csv")
+def show(name: str, storage: str, artifacts: str | None, form: Format) -> None:
+    """Show where a study stands."""
+    from tuner.report.study import study_text
+
+    with open_manager(storage, artifacts) as manager:
+        record = manager.summary(name).as_dict()
+    output.write(record, form, lambda: study_text(record))
+
+
+@click.command()
+@name_argument
+@storage_options
+def stop(name: str, storage: str, artifacts: str | None) -> None:
+    """Let all workers of a study save and leave.
+
+    Each finishes its epoch first. tuner run with the study's file goes on from there.
+    """
+    with open_manager(storage, artifacts) as manager:
+        manager.stop(name)
+        click.echo(f"{name}: stopping; its workers finish their epoch, save and leave")
+
+
+@click.command()
+@name_argument
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@storage_options
+def delete(name: str, yes: bool, storage: str, artifacts: str | None) -> None:
+    """Delete a study with all its trials and checkpoints."""
+    with open_manager(storage, artifacts) as manager:
+        trials = manager.summary(name).trials
+        if not yes:
+            if not sys.stdin.isatty():
+                raise BadInputError(
+                    f"delete needs a yes, and there is no terminal to ask on; tuner delete {name} --yes"
+                )
+            over = trials["complete"] + trials["pruned"] + trials["failed"]
+            question = f"Delete study {name} with the results of {over:,} trials from {manager.storage}?"
+            click.confirm(question, abort=True, err=True)
+        manager.delete(name)
+        click.echo(f"{name}: deleted")

@@ -1,0 +1,93 @@
+"""A study's plan: what it will train, on which rows, and how far. Nothing here trains, and nothing opens the test set.
+
+Where data meets search before the worker joins them for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.data import DataSummary, summarize
+from tuner.search import Bracket, plan, slots, total_epochs
+from tuner.spec import StudySpec
+
+if TYPE_CHECKING:
+    from tuner.manager import StudyManager
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """A study before it runs. brackets: as dealt to its trials, the last may be short (see :mod:`tuner.search`)."""
+
+    spec: StudySpec
+    data: DataSummary
+    brackets: tuple[Bracket, ...]
+
+    @property
+    def trials(self) -> int:
+        """N: how many trials the study has in total."""
+        return self.spec.total_trials
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the study costs, all trials together, when none diverges or stops early."""
+        return total_epochs(self.brackets)
+
+    def rounds(self) -> Iterator[tuple[int, Bracket]]:
+        """Each different bracket once, with how many of it there are, in the order of the deal."""
+        counts: dict[Bracket, int] = {}
+        for bracket in self.brackets:
+            counts[bracket] = counts.get(bracket, 0) + 1
+        for bracket, count in counts.items():
+            yield count, bracket
+
+    def rungs(self) -> list[dict[str, Any]]:
+        """One record a rung of every dealt bracket, in order: who trains how far."""
+        return [
+            {"bracket": i, "s": bracket.index, "rung": j, "n": rung.size, "r": rung.epochs}
+            for i, bracket in enumerate(self.brackets)
+            for j, rung in enumerate(bracket.rungs)
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The machine-readable form. A bracket lists its rungs as Hyperband's n_i and r_i."""
+        space = self.spec.search_space
+        return {
+            "name": self.spec.study.name,
+            "metric": self.spec.study.metric,
+            "direction": self.spec.direction,
+            "sampler": self.spec.search.sampler,
+            "pruner": self.spec.search.pruner,
+            "trials": self.trials,
+            "epochs": self.epochs,
+            "data": asdict(self.data),
+            "space": {name: domain.as_written() for name, domain in space.items()},
+            "brackets": [
+                {
+                    "s": bracket.index,
+                    "first": numbers.start,
+                    "rungs": [{"n": rung.size, "r": rung.epochs} for rung in bracket.rungs],
+                }
+                for bracket, numbers in zip(self.brackets, slots(self.brackets), strict=True)
+            ],
+        }
+
+
+def plan_study(spec: StudySpec, root: Path) -> StudyPlan:
+    """Read, split and summarize a study's data and deal its brackets; a relative data path starts at ``root``.
+
+    Raises DataError when the data cannot be used.
+    """
+    return StudyPlan(spec=spec, data=summarize(spec, root), brackets=plan(spec))
+
+
+def create_study(manager: StudyManager, spec: StudySpec, root: Path) -> bool:
+    """Create the study in the manager's storage, unless it is there; whether it was created now.
+
+    Raises DataError when the data cannot be used, SpecMismatchError when the name belongs to another spec.
+    """
+    data = summarize(spec, root)
+    return manager.create(spec, data_root=root.absolute(), data_digest=data.data_digest, split_digest=data.split_digest)

@@ -1,0 +1,1 @@
+"""Report: what a study found, in words. Pure functions from records to text; nothing here reads a database."""

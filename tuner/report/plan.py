@@ -1,0 +1,76 @@
+"""The text of a plan: what ``tuner check`` prints."""
+
+from __future__ import annotations
+
+from tuner.data import DataSummary
+from tuner.plan import StudyPlan
+from tuner.report.layout import count, indented, number, pairs, table
+from tuner.search import Bracket
+from tuner.space import Choices, Domain, Range
+
+
+def plan_text(plan: StudyPlan) -> str:
+    """Data, splits, search space, brackets and cost of a study that has not begun."""
+    study, search, space = plan.spec.study, plan.spec.search, plan.spec.search_space
+    pruner = {"none": "no pruning", "successive_halving": "successive halving", "hyperband": "Hyperband"}[search.pruner]
+    eta = "" if search.pruner == "none" else f" (η = {search.eta})"
+    rounds = [[times, bracket.index, bracket.size, _rungs(bracket)] for times, bracket in plan.rounds()]
+    full = plan.trials * plan.spec.training.max_epochs
+    without = "" if full == plan.epochs else f" ({full:,} without pruning)"
+    refits = count(plan.spec.final.seeds, "refit")
+    lines = [
+        f"{study.name}: {plan.spec.direction} the validation {study.metric}, seed {study.seed}",
+        "",
+        "data",
+        _data(plan.data),
+        "",
+        f"space: {count(len(space.searched), 'hyperparameter')} to search, {len(space.constants)} fixed",
+        pairs({name: _domain(domain) for name, domain in space.items()}),
+        "",
+        f"search: {count(plan.trials, 'trial')}, {search.sampler} sampler, {pruner}{eta}",
+        indented(table(["times", "s", "trials", "rungs: n_i trials trained to r_i epochs"], rounds)),
+        "",
+        f"cost: {count(plan.epochs, 'epoch')} at most{without}, then {refits} of the winner",
+    ]
+    return "\n".join(lines)
+
+
+def _data(data: DataSummary) -> str:
+    if data.task == "classification":
+        totals = {label: sum(parts) for label, parts in data.class_counts.items()}
+        small, large = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
+        target = (
+            f"{data.target_name}: {len(totals)} classes, from {count(totals[small], 'row')} ({small!r}) "
+            f"to {count(totals[large], 'row')} ({large!r})"
+        )
+    else:
+        target = (
+            f"{data.target_name}: {number(data.target_mean)} ± {number(data.target_sd)}, from "
+            f"{number(data.target_min)} to {number(data.target_max)} (train rows)"
+        )
+    parts = {"train": data.n_train, "validation": data.n_val, "test": data.n_test}
+    split = ", ".join(f"{part} {n:,} ({100 * n / data.rows:.3g} %)" for part, n in parts.items())
+    return pairs(
+        {
+            "source": f"{data.source}, {count(data.rows, 'row')}, {count(data.features, 'feature')}",
+            "target": target,
+            "split": f"{split}, {'stratified' if data.stratified else 'not stratified'}; test stays sealed",
+        }
+    )
+
+
+def _domain(domain: Domain) -> str:
+    match domain:
+        case Range():
+            zero = "0, or " if domain.or_zero else ""
+            step = f" by {number(domain.step)}" if domain.step is not None else ""
+            scale = ", log" if domain.log else ""
+            return f"{zero}{number(domain.low)} to {number(domain.high)}{step}{scale}"
+        case Choices():
+            return ", ".join(number(value) for value in domain.choices)
+        case _:
+            return f"{number(domain.value)} (fixed)"
+
+
+def _rungs(bracket: Bracket) -> str:
+    return ", ".join(f"{rung.size} to {rung.epochs}" for rung in bracket.rungs)

@@ -1,0 +1,140 @@
+"""The text of studies, trials and evaluations. Each function takes what the same command's JSON says, nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuner.report.layout import count, duration, number, pairs, table
+
+Record = Mapping[str, Any]
+
+
+def studies_text(studies: Sequence[Record]) -> str:
+    """One line a study."""
+    if not studies:
+        return "no studies"
+    rows = [
+        [
+            study["name"],
+            study["state"],
+            study["metric"],
+            study["best"] and study["best"]["value"],
+            study["evaluation"] and study["evaluation"]["test"]["mean"],
+            _over(study["trials"]),
+            study["trials"]["total"],
+            study["epochs_trained"],
+        ]
+        for study in studies
+    ]
+    return table(["name", "state", "metric", "validation", "test", "done", "trials", "epochs"], rows)
+
+
+def study_text(study: Record) -> str:
+    """Where a study stands, its best trial, and its test score if the test set was opened."""
+    trials = study["trials"]
+    unfinished = [f"{trials[state]:,} {state}" for state in ("running", "waiting") if trials[state]]
+    head = f"{study['name']}: {study['state']}, {study['sampler']} sampler, {study['pruner']} pruner"
+    parts = ["\n".join([head, ", ".join([_work(study), *unfinished])])]
+    if study["best"] is not None:
+        parts.append(best_text(study["best"], study["metric"], trials["total"]))
+    if study["evaluation"] is not None:
+        parts.append(evaluation_text(study["evaluation"]))
+    return "\n\n".join(parts)
+
+
+def trials_text(trials: Sequence[Record]) -> str:
+    """One line a trial, with the hyperparameters that differ between trials."""
+    if not trials:
+        return "no trials yet"
+    names = list(dict.fromkeys(name for trial in trials for name in trial["params"] or {}))
+    values = {name: {(trial["params"] or {}).get(name) for trial in trials} - {None} for name in names}
+    varied = [name for name in names if len(values[name]) > 1]
+    columns = ["number", "state", "value", "epochs", "bracket", "rung", "seconds"]
+    rows = [
+        [
+            *(trial[key] for key in columns),
+            *((trial["params"] or {}).get(name) for name in varied),
+            trial["reason"] or "",
+        ]
+        for trial in trials
+    ]
+    return table([*columns, *varied, "reason"], rows)
+
+
+def best_text(best: Record, metric: str, total: int) -> str:
+    """The winner and what its score is worth."""
+    score = f"{number(best['value'])}, {_optimistic(total)}"
+    trained = f"{best['number']}, {count(best['epochs'], 'epoch')}"
+    return pairs({f"validation {metric}": score, "trial": trained, **best["params"]}, indent="")
+
+
+def evaluation_text(evaluation: Record) -> str:
+    """The test score with its interval, the two gaps, and how far the winner's validation score can be trusted."""
+    lines = {
+        f"test {evaluation['metric']}": _test(evaluation),
+        "winner": f"trial {evaluation['trial']}, validation {evaluation['metric']} {number(evaluation['validation'])}",
+        "gaps": _gaps(evaluation),
+    }
+    if evaluation["selection_bound"] is not None:
+        lines["selection"] = f"the best validation score may be off by {number(evaluation['selection_bound'])}"
+    if evaluation["peeks"]:
+        lines["peeks"] = f"looked at again {count(evaluation['peeks'], 'time')} since the test set was opened"
+    return pairs(lines, indent="")
+
+
+def outcome_text(study: Record, database: str) -> str:
+    """What ``tuner run`` ends with: the work, the two scores, the hyperparameters, and what to type next."""
+    name, metric, best, evaluation = study["name"], study["metric"], study["best"], study["evaluation"]
+    scores = {
+        f"validation {metric}": f"{number(best['value'])}, {_optimistic(study['trials']['total'])}",
+        f"test {metric}": _test(evaluation),
+        "gaps": _gaps(evaluation),
+    }
+    what_next = {
+        "database": database,
+        "next": f"tuner trials {name}",
+        "": f"tuner show {name} -f json",
+        " ": f"optuna-dashboard {database}",
+    }
+    return "\n\n".join(
+        [
+            f"{name}: {_work(study)}",
+            pairs(scores, indent=""),
+            f"winner: trial {best['number']}, {count(best['epochs'], 'epoch')}\n{pairs(best['params'])}",
+            pairs(what_next, indent=""),
+        ]
+    )
+
+
+def _optimistic(total: int) -> str:
+    return f"optimistic: picked as the best of {count(total, 'trial')} on these very rows"
+
+
+def _test(evaluation: Record) -> str:
+    test = evaluation["test"]
+    spread = "" if test["sd"] is None else f" ± {number(test['sd'])}"
+    interval = f"{100 * test['confidence']:g} % interval {number(test['low'])} to {number(test['high'])}"
+    return f"{number(test['mean'])}{spread} over {count(evaluation['seeds'], 'refit')}, {interval}"
+
+
+def _gaps(evaluation: Record) -> str:
+    validation, train = evaluation["gap_test_validation"], evaluation["gap_test_train"]
+    return f"test - validation {_signed(validation)}, test - train {_signed(train)}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4g}"
+
+
+def _work(study: Record) -> str:
+    trials = study["trials"]
+    states = ", ".join(f"{trials[state]:,} {state}" for state in ("complete", "pruned", "failed"))
+    return (
+        f"{_over(trials):,} of {count(trials['total'], 'trial')} done ({states}), "
+        f"{count(study['epochs_trained'], 'epoch')} in {duration(study['seconds'])}"
+    )
+
+
+def _over(trials: Record) -> int:
+    return int(trials["complete"] + trials["pruned"] + trials["failed"])
