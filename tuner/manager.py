@@ -449,8 +449,11 @@ def _must_match(row: Row[Any], spec: StudySpec, data_digest: str, split_digest: 
 
 
 def _insert_slots(connection: Connection, study_id: int, dealt: Sequence[hyperband.Bracket]) -> None:
-    places = ((number, place) for place, numbers in enumerate(hyperband.slots(dealt)) for number in numbers)
-    rows = [{"study_id": study_id, "number": number, "bracket": place} for number, place in places]
+    rows = [
+        {"study_id": study_id, "number": number, "bracket": place, "target": dealt[place].rungs[0].epochs}
+        for place, numbers in enumerate(hyperband.slots(dealt))
+        for number in numbers
+    ]
     for start in range(0, len(rows), _CHUNK):
         bulk.insert(connection, slots, rows[start : start + _CHUNK])
 

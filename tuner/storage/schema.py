@@ -54,6 +54,7 @@ slots = _table(
     Column("number", Integer, primary_key=True, autoincrement=False),  # Optuna's trial number
     Column("bracket", Integer, nullable=False, server_default="0"),  # ordinal in the deal, not Hyperband's s
     Column("rung", Integer, nullable=False, server_default="0"),
+    Column("target", Integer, nullable=False, server_default="0"),  # epochs at which the rung is decided: its r_i
     Column("state", String(16), nullable=False, server_default="waiting"),
     Column("trial_id", Integer),  # Optuna's, once drawn
     Column("params", Text),  # JSON of every hyperparameter, once drawn
