@@ -24,7 +24,7 @@ from tuner.search import hyperband
 from tuner.spec import Direction, StudySpec, parse_spec
 from tuner.storage import bulk, records
 from tuner.storage.checkpoints import CheckpointStore
-from tuner.storage.database import PATIENCE_S, Database, now, open_database, sqlite_file
+from tuner.storage.database import OPEN_PATIENCE_S, PATIENCE_S, Database, now, open_database, sqlite_file
 from tuner.storage.ledger import Ledger, worker_name
 from tuner.storage.schema import checkpoints, curves, evaluations, rungs, slots, studies, workers
 from tuner.trial import Value
@@ -133,7 +133,9 @@ class StudyManager:
     """
 
     def __init__(self, storage: str, artifacts: str | Path | None = None, *, patience_s: float = PATIENCE_S) -> None:
-        self._database: Database = open_database(storage, patience_s=patience_s)
+        self._database: Database = open_database(
+            storage, patience_s=patience_s, open_patience_s=min(OPEN_PATIENCE_S, patience_s)
+        )
         self.artifacts = _artifacts(artifacts, self._database)
         self._ledgers: list[Ledger] = []
 

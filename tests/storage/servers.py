@@ -1,0 +1,63 @@
+"""Databases to test on: SQLite always, PostgreSQL and MariaDB where they answer (with ``CI=true`` they have to)."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+from sqlalchemy import NullPool, create_engine, make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from tuner.storage.database import parse_url
+
+DEFAULTS = {
+    "postgresql": ("TUNER_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test"),
+    "mysql": ("TUNER_TEST_MYSQL_URL", "mysql://root@127.0.0.1:3306/test"),
+}
+KINDS = ["sqlite", "postgresql", "mysql"]
+
+
+def server_url(kind: str) -> str:
+    variable, default = DEFAULTS[kind]
+    return os.environ.get(variable) or default
+
+
+@cache
+def why_not(kind: str) -> str | None:
+    """Why a server cannot be used; None when it answers."""
+    engine = create_engine(parse_url(server_url(kind)), poolclass=NullPool)
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1")
+    except (SQLAlchemyError, ImportError) as error:
+        return f"no {kind} answers ({DEFAULTS[kind][0]}): {error}"
+    return None
+
+
+def require(kind: str) -> None:
+    if kind in DEFAULTS and (reason := why_not(kind)) is not None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@contextmanager
+def fresh_database(kind: str, folder: Path) -> Iterator[str]:
+    """The URL of an empty database, dropped afterwards."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'tuner.db'}"
+        return
+    require(kind)
+    name = f"tuner_test_{uuid.uuid4().hex[:16]}"
+    engine = create_engine(parse_url(server_url(kind)), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    try:
+        yield make_url(server_url(kind)).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with engine.connect() as connection:
+            force = " WITH (FORCE)" if kind == "postgresql" else ""
+            connection.exec_driver_sql(f"DROP DATABASE {name}{force}")
