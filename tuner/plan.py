@@ -91,3 +91,9 @@ def create_study(manager: StudyManager, spec: StudySpec, root: Path) -> bool:
     """
     data = summarize(spec, root)
     return manager.create(spec, data_root=root.absolute(), data_digest=data.data_digest, split_digest=data.split_digest)
+
+
+def create_or_resume(manager: StudyManager, spec: StudySpec, root: Path) -> None:
+    """Create the study, or let workers go on with the one that is there. Raises as :func:`create_study` does."""
+    if not create_study(manager, spec, root):
+        manager.resume(spec.study.name)

@@ -62,6 +62,9 @@ class ErrorGroup(click.Group):
             return super().main(args, standalone_mode=False, **extra)
         try:
             code = super().main(args, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            _say(error.format_message())
+            code = error.exit_code
         except click.UsageError as error:
             _say(f"error: {error.format_message()}")
             if error.ctx is not None:
@@ -80,7 +83,7 @@ class _StandardError(logging.Handler):
     """Writes to what ``sys.stderr`` is at the moment, which a live display may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        print(self.format(record), file=sys.stderr)  # click.echo would write past the display
 
 
 def set_up_logging(context: click.Context, verbose: int) -> None:

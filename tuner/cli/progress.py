@@ -64,6 +64,7 @@ class Plain(Silent):
 
     def __init__(self) -> None:
         self._speed = Speed()
+        self._start = time.monotonic()
         self._next = 0.0
 
     def say(self, text: str) -> None:
@@ -71,10 +72,11 @@ class Plain(Silent):
 
     def show(self, summary: StudySummary, total_epochs: int) -> None:
         speed = self._speed.update(summary.epochs_trained)
-        if time.monotonic() >= self._next and summary.epochs_trained:
-            self._next = time.monotonic() + PLAIN_S
+        now = time.monotonic()
+        if now >= self._next and summary.epochs_trained:
+            self._next = now + PLAIN_S
             of = f"{summary.epochs_trained:,} of {count(total_epochs, 'epoch')}"
-            click.echo(f"{summary.name}: {of}, {status(summary, speed)}, {duration(summary.seconds)}", err=True)
+            click.echo(f"{summary.name}: {duration(now - self._start)}, {of}, {status(summary, speed)}", err=True)
 
 
 class Live(Silent):
@@ -123,19 +125,21 @@ class Live(Silent):
 
 
 class Speed:
-    """Epochs a second over the last few seconds."""
+    """Epochs a second over the last few seconds, from the moment on that they move."""
 
     def __init__(self) -> None:
         self._looks: deque[tuple[float, int]] = deque()
 
     def update(self, epochs: int, now: float | None = None) -> float | None:
-        """The speed with one more look at the count; None before there are two looks.
+        """The speed with one more look at the count; None while it stands still.
 
         >>> speed = Speed()
-        >>> [speed.update(epochs, now=now) for now, epochs in enumerate((0, 10, 30))]
-        [None, 10.0, 15.0]
+        >>> [speed.update(epochs, now=now) for now, epochs in enumerate((7, 7, 17, 37))]
+        [None, None, 10.0, 15.0]
         """
         now = time.monotonic() if now is None else now
+        if self._looks and self._looks[0][1] == epochs:
+            self._looks.clear()
         self._looks.append((now, epochs))
         while len(self._looks) > 2 and self._looks[1][0] < now - WINDOW_S:
             self._looks.popleft()

@@ -24,9 +24,10 @@ from tuner.cli.options import (
 )
 from tuner.cli.progress import Progress, progress
 from tuner.cli.signals import leave_on_signal, set_at_end_of_input
+from tuner.report.layout import count
 
 if TYPE_CHECKING:
-    from tuner.manager import StudyManager, StudySummary
+    from tuner.manager import StudyManager
     from tuner.spec import StudySpec
 
 
@@ -62,23 +63,30 @@ def run(
     opens the test set once. Ctrl-C saves and leaves; the same command goes on. A finished study reports at once.
     """
     spec = read_spec(study_file, **overrides)
-    with open_manager(storage, artifacts) as manager, progress(quiet=quiet) as view:
-        view.say(f"{spec.study.name}: reading the data")
-        summary = _train(manager, spec, study_file.parent, device, workers, storage, artifacts, view)
-        if summary.state != "finished":
-            over = sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
-            click.echo(
-                f"interrupted: {over:,} of {summary.trials['total']:,} trials are over and everything is saved; "
-                "the same command goes on from here",
-                err=True,
-            )
-            context.exit(EXIT_INTERRUPTED)
-        if summary.evaluation is None:
-            view.say(f"{spec.study.name}: refitting the winner, then opening the test set")
-            from tuner.evaluation import evaluate
 
-            evaluate(manager, spec.study.name, device=device)
-        record, database = manager.summary(spec.study.name).as_dict(), manager.storage
+    name = spec.study.name
+    with progress(quiet=quiet) as view:
+        view.say(f"{name}: reading the data")
+        from tuner.plan import create_or_resume
+
+        with open_manager(storage, artifacts) as manager:
+            create_or_resume(manager, spec, study_file.parent)
+            if manager.summary(name).state != "finished":
+                _train(manager, spec, device, workers, storage, artifacts, view)
+            summary, database = manager.summary(name), manager.storage
+            if summary.state == "finished" and summary.evaluation is None:
+                view.say(f"{name}: refitting the winner, then opening the test set")
+                from tuner.evaluation import evaluate
+
+                evaluate(manager, name, device=device)
+                summary = manager.summary(name)
+    if summary.state != "finished":
+        over = sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
+        saved = f"{over:,} of {summary.trials['total']:,} trials are over and everything is saved"
+        click.echo(f"interrupted: {saved}; the same command goes on from here", err=True)
+        context.exit(EXIT_INTERRUPTED)
+    record = summary.as_dict()
+
     from tuner.report.study import outcome_text
 
     output.write(record, form, lambda: outcome_text(record, database))
@@ -87,34 +95,29 @@ def run(
 def _train(
     manager: StudyManager,
     spec: StudySpec,
-    root: Path,
     device: str,
     workers: int | None,
     storage: str,
     artifacts: str | None,
     view: Progress,
-) -> StudySummary:
-    """Create or resume the study, and train with local workers until it is over or a signal comes."""
+) -> None:
+    """Train with local workers until the study is over or a signal comes."""
     from tuner.launch.local import LocalWorkers, devices_for, follow
-    from tuner.plan import create_study
     from tuner.search import plan, total_epochs
 
     name, epochs = spec.study.name, total_epochs(plan(spec))
     devices = devices_for(device, workers, spec.total_trials)
-    create_study(manager, spec, root)
-    if manager.summary(name).state != "finished":
-        manager.resume(name)
-        view.say(f"{name}: starting {len(devices)} worker{'s' * (len(devices) > 1)}")
-        waiting = "interrupted: waiting for the workers to finish their epoch and save; again to leave at once"
-        with (
-            leave_on_signal(lambda: view.say(waiting), _raise_interrupt) as stop,
-            LocalWorkers(name, devices, storage=storage, artifacts=artifacts) as crew,
-        ):
-            follow(manager, name, crew, stop=stop, show=lambda summary: view.show(summary, epochs))
-    return manager.summary(name)
+    view.say(f"{name}: starting {count(len(devices), 'worker')}")
+    with (
+        leave_on_signal(_interrupt) as stop,
+        LocalWorkers(name, devices, storage=storage, artifacts=artifacts) as crew,
+    ):
+        follow(manager, name, crew, stop=stop, show=lambda summary: view.show(summary, epochs))
+        if stop.is_set():
+            view.say("interrupted: the workers finish their epoch and save; again to leave at once")
 
 
-def _raise_interrupt() -> None:
+def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
@@ -145,8 +148,8 @@ def worker(
         if not quiet:
             click.echo(f"{name}: {text}", err=True)
 
-    waiting = "finishing the epoch, then leaving; again to leave at once"
-    with leave_on_signal(lambda: say(waiting), lambda: os._exit(EXIT_INTERRUPTED)) as stop:
+    notice = "" if quiet else f"{name}: finishing the epoch, then leaving; again to leave at once"
+    with leave_on_signal(lambda: os._exit(EXIT_INTERRUPTED), notice=notice) as stop:
         if leashed:
             set_at_end_of_input(stop)
         with open_manager(storage, artifacts) as manager:

@@ -13,8 +13,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def leave_on_signal(on_first: Callable[[], None], on_second: Callable[[], None]) -> Iterator[threading.Event]:
-    """An event that the first signal sets, calling ``on_first``; each later one calls ``on_second``.
+def leave_on_signal(on_second: Callable[[], None], *, notice: str = "") -> Iterator[threading.Event]:
+    """An event that the first signal sets, writing ``notice`` to standard error; each later one calls ``on_second``.
 
     Only the main thread may enter. The handlers that were there come back on exit.
     """
@@ -25,7 +25,8 @@ def leave_on_signal(on_first: Callable[[], None], on_second: Callable[[], None])
             on_second()
         else:
             stop.set()
-            on_first()
+            if notice:  # not through sys.stderr: the signal may have come in the middle of a write to it
+                os.write(2, f"{notice}\n".encode())
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:

@@ -39,10 +39,10 @@ def _data(data: DataSummary) -> str:
     if data.task == "classification":
         totals = {label: sum(parts) for label, parts in data.class_counts.items()}
         small, large = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
-        target = (
-            f"{data.target_name}: {len(totals)} classes, from {count(totals[small], 'row')} ({small!r}) "
-            f"to {count(totals[large], 'row')} ({large!r})"
-        )
+        sizes = f"from {count(totals[small], 'row')} ({small!r}) to {count(totals[large], 'row')} ({large!r})"
+        if totals[small] == totals[large]:
+            sizes = f"of {count(totals[small], 'row')} each"
+        target = f"{data.target_name}: {len(totals)} classes, {sizes}"
     else:
         target = (
             f"{data.target_name}: {number(data.target_mean)} ± {number(data.target_sd)}, from "
