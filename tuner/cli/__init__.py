@@ -8,9 +8,9 @@ import click
 
 from tuner import __version__
 from tuner.cli.group import DEBUG, ErrorGroup, set_up_logging
+from tuner.cli.lifecycle import check, create, delete, show, stop, studies
 from tuner.cli.results import best, evaluate, trials
 from tuner.cli.running import run, worker
-from tuner.cli.studies import check, create, delete, show, stop, studies
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -57,6 +57,8 @@ def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
     1,0.5,
     2,,
     """
+    if not records:
+        return ""
     flat = [_flatten(record) for record in records]
     columns = list(dict.fromkeys(key for record in flat for key in record))
     columns = [c for c in columns if not any(other.startswith(f"{c}.") for other in columns)]

@@ -153,9 +153,10 @@ def worker(
         if leashed:
             set_at_end_of_input(stop)
         with open_manager(storage, artifacts) as manager:
+            manager.summary(name)  # refuses an unknown study before the slow import
+            say(f"joining, on {device}")
             from tuner.worker import run_worker
 
-            say("joined")
             run_worker(manager, name, device=device, stop=stop)
             state = manager.summary(name).state
         if stop.is_set() and state != "finished":

@@ -107,7 +107,7 @@ def delete(name: str, yes: bool, storage: str, artifacts: str | None) -> None:
     with open_manager(storage, artifacts) as manager:
         trials = manager.summary(name).trials
         if not yes:
-            if not sys.stdin.isatty():
+            if not on_terminal():
                 raise BadInputError(
                     f"delete needs a yes, and there is no terminal to ask on; tuner delete {name} --yes"
                 )
@@ -116,3 +116,8 @@ def delete(name: str, yes: bool, storage: str, artifacts: str | None) -> None:
             click.confirm(question, abort=True, err=True)
         manager.delete(name)
         click.echo(f"{name}: deleted")
+
+
+def on_terminal() -> bool:
+    """Whether somebody is there to be asked."""
+    return sys.stdin.isatty()

@@ -1,0 +1,121 @@
+"""check, create, studies, show, stop, delete."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import STUDIES, TINY, tuner, tuner_json, write_study
+
+pytestmark = pytest.mark.usefixtures("workdir")
+
+
+def test_check_shows_the_plan() -> None:
+    text = tuner("check", STUDIES / "digits.toml", "--trials", "60").stdout
+    assert "sklearn:digits, 1,797 rows, 64 features" in text
+    assert "train 1,079 (60 %), validation 359 (20 %), test 359 (20 %), stratified; test stays sealed" in text
+    assert "learning_rate    0.0001 to 0.1, log" in text
+    assert "weight_decay     0, or 1e-06 to 0.1, log" in text
+    assert "activation       relu (fixed)" in text
+    assert "60 trials, random sampler, Hyperband (η = 3)" in text
+    assert "27 to 1, 9 to 3, 3 to 9, 1 to 27" in text
+    assert "11 to 1, 3 to 3, 1 to 9, 1 to 27" in text  # the last bracket is short
+    assert list(Path().iterdir()) == []
+
+
+def test_check_of_regression() -> None:
+    text = tuner("check", STUDIES / "diabetes.toml").stdout
+    assert "target: 152.3 ± 75.27, from 25 to 341 (train rows)" in text
+    assert "not stratified" in text
+
+
+def test_check_as_json_and_csv() -> None:
+    plan = tuner_json("check", STUDIES / "digits.toml", "--trials", "60")
+    assert (plan["name"], plan["metric"], plan["direction"]) == ("digits", "error", "minimize")
+    assert (plan["trials"], plan["epochs"], plan["data"]["n_train"]) == (60, 398, 1079)
+    assert plan["brackets"][0] == {
+        "s": 3,
+        "first": 0,
+        "rungs": [{"n": 27, "r": 1}, {"n": 9, "r": 3}, {"n": 3, "r": 9}, {"n": 1, "r": 27}],
+    }
+    lines = tuner("check", STUDIES / "digits.toml", "--trials", "27", "-f", "csv").stdout.splitlines()
+    assert lines == ["bracket,s,rung,n,r", "0,3,0,27,1", "0,3,1,9,3", "0,3,2,3,9", "0,3,3,1,27"]
+
+
+def test_create_is_idempotent() -> None:
+    study = write_study()
+    assert tuner("create", study).stdout == "tiny: created, 3 trials in sqlite:///tuner.db\n"
+    assert tuner("create", study).stdout == "tiny: there already, 3 trials in sqlite:///tuner.db\n"
+    assert tuner("create", study, "--name", "other").stdout.startswith("other: created")
+    assert [row["name"] for row in tuner_json("studies")] == ["other", "tiny"]
+
+
+def test_create_refuses_another_spec() -> None:
+    study = write_study()
+    tuner("create", study)
+    message = tuner("create", study, "--trials", "4", "--seed", "1", code=2).stderr
+    assert "study 'tiny' exists with another spec; use another name, or: tuner delete tiny" in message
+    assert "study.seed: 0 -> 1" in message
+    assert "search.trials: 3 -> 4" in message
+
+
+def test_show_follows_the_contract() -> None:
+    tuner("create", write_study())
+    assert tuner_json("show", "tiny") == {
+        "name": "tiny",
+        "state": "stopped",
+        "metric": "error",
+        "direction": "minimize",
+        "sampler": "random",
+        "pruner": "none",
+        "trials": {"total": 3, "complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 3},
+        "epochs_trained": 0,
+        "seconds": 0.0,
+        "best": None,
+        "evaluation": None,
+    }
+    assert (
+        "0 of 3 trials done (0 complete, 0 pruned, 0 failed), 0 epochs in 0.0 s, 3 waiting"
+        in tuner("show", "tiny").stdout
+    )
+
+
+def test_stop_before_any_worker() -> None:
+    tuner("create", write_study())
+    assert tuner("stop", "tiny").stdout.startswith("tiny: stopping")
+    assert tuner_json("show", "tiny")["state"] == "stopped"
+
+
+def test_delete_needs_a_yes() -> None:
+    tuner("create", write_study())
+    message = tuner("delete", "tiny", code=2).stderr
+    assert message == "error: delete needs a yes, and there is no terminal to ask on; tuner delete tiny --yes\n"
+    assert tuner_json("studies")
+    assert tuner("delete", "tiny", "--yes").stdout == "tiny: deleted\n"
+    assert tuner_json("studies") == []
+
+
+def test_delete_asks_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner("create", write_study())
+    monkeypatch.setattr("tuner.cli.lifecycle.on_terminal", lambda: True)
+    assert "Delete study tiny with the results of 0 trials" in tuner("delete", "tiny", stdin="n\n", code=130).stderr
+    assert tuner_json("studies")
+    tuner("delete", "tiny", stdin="y\n")
+    assert tuner_json("studies") == []
+
+
+def test_storage_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = write_study()
+    monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///optuna.db")
+    assert "sqlite:///optuna.db" in tuner("create", study).stdout
+    monkeypatch.setenv("TUNER_STORAGE", "sqlite:///own.db")
+    assert "sqlite:///own.db" in tuner("create", study).stdout
+    assert "sqlite:///option.db" in tuner("create", study, "--storage", "sqlite:///option.db").stdout
+
+
+def test_data_path_starts_at_the_study_file() -> None:
+    Path("sub").mkdir()
+    Path("sub/x.csv").write_text("a,y\n" + "".join(f"{i},{i % 2}\n" for i in range(20)))
+    study = write_study(
+        TINY.replace("sklearn:iris", "x.csv").replace("[training]", 'target = "y"\n[training]'), "sub/x.toml"
+    )
+    assert "x.csv, 20 rows, 1 feature" in tuner("check", study).stdout
