@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.storage.servers import KINDS, fresh_database
+from tests.storage.servers import KINDS, fresh_database, lay_tables
 from tuner.manager import StudyManager
 
 
@@ -21,5 +21,6 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def manager(url: str, tmp_path: Path) -> Iterator[StudyManager]:
+    lay_tables(url)
     with StudyManager(url, tmp_path / "artifacts", patience_s=20) as manager:
         yield manager

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuner.storage.database import parse_url
+from tuner.storage.database import open_database, parse_url, sqlite_file
 
 DEFAULTS = {
     "postgresql": ("TUNER_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test"),
@@ -42,6 +43,19 @@ def require(kind: str) -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@cache
+def _sqlite_with_tables() -> bytes:
+    with TemporaryDirectory() as folder:
+        open_database(f"sqlite:///{folder}/tuner.db").close()
+        return (Path(folder) / "tuner.db").read_bytes()
+
+
+def lay_tables(url: str) -> None:
+    """Give an empty SQLite database its tables; quicker than having each test create them."""
+    if (file := sqlite_file(parse_url(url))) is not None:
+        file.write_bytes(_sqlite_with_tables())
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from sqlalchemy import event, select, update
 
 from tests.storage import fleet
 from tests.storage.fleet import check, create, make_spec
+from tests.storage.servers import lay_tables
 from tuner.errors import StorageError, StudyNotFoundError
 from tuner.manager import StudyManager
 from tuner.storage import schema
@@ -36,6 +37,7 @@ def quiet_optuna() -> Iterator[None]:
 @pytest.fixture
 def local(sqlite_url: str, tmp_path: Path) -> Iterator[StudyManager]:
     """A manager on SQLite alone, for what does not depend on the kind of database."""
+    lay_tables(sqlite_url)
     with StudyManager(sqlite_url, tmp_path / "artifacts", patience_s=5) as manager:
         yield manager
 

@@ -6,13 +6,11 @@ Passwords appear in no message.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import random
 import sqlite3
 import time
-import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,8 @@ from urllib.parse import unquote
 
 import optuna
 import sqlalchemy
-from sqlalchemy import URL, Connection, Double, Engine, event, inspect, make_url
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Double, Engine, NullPool, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
@@ -33,7 +32,7 @@ from tuner.storage import bulk, schema
 OPTUNA_SCHEMA = "v3.2.0.a"  # the head of Optuna 5.0's schema: tuner/storage/records.py writes exactly these tables
 OPEN_PATIENCE_S = 10.0  # seconds to wait for a database at start-up
 PATIENCE_S = 120.0  # seconds to wait for a database that was there a moment ago
-LOCK_WAIT_S = 5  # seconds a statement waits for a lock before the transaction is rolled back and tried again
+LOCK_WAIT_S = 5.0  # seconds a statement waits for a lock before the transaction is rolled back and tried again
 _OPTUNA_TABLES = {"studies", "trials", "trial_params", "trial_values", "trial_intermediate_values", "version_info"}
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
@@ -94,11 +93,12 @@ class Database:
         """Call something that uses this database by other ways, and again while its trouble may pass."""
         return patiently(call, self.url, self.patience_s)
 
-    def optuna_storage(self) -> optuna.storages.RDBStorage:
+    def optuna_storage(self, **engine_options: Any) -> optuna.storages.RDBStorage:
         """Optuna's own storage on this database, with connections of its own; the caller disposes its engine."""
         # Optuna calls str.format on the URL: braces must be doubled.
         text = self.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-        return optuna.storages.RDBStorage(text, engine_kwargs=_engine_options(self.url))
+        options = _engine_options(self.url, self.patience_s) | engine_options
+        return optuna.storages.RDBStorage(text, engine_kwargs=options)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -322,7 +322,7 @@ def explained(error: BaseException, url: URL, waited_s: float = 0.0) -> StorageE
 def _engine(url: URL, patience_s: float) -> Engine:
     engine = sqlalchemy.create_engine(url, **_engine_options(url, patience_s))
     if url.get_backend_name() == "sqlite":
-        wait_ms = int(1000 * min(LOCK_WAIT_S, patience_s))
+        wait_ms = int(1000 * _lock_wait_s(patience_s))
         event.listen(engine, "connect", lambda connection, _: _prepare_sqlite(connection, wait_ms))
         event.listen(engine, "begin", _begin_sqlite)
     # A child that inherits open connections would talk over its parent's: leave those to the parent.
@@ -337,13 +337,13 @@ def _forget(engine: weakref.ref[Engine]) -> None:
 
 
 def _engine_options(url: URL, patience_s: float = PATIENCE_S) -> dict[str, Any]:
-    wait_s = max(1, int(min(LOCK_WAIT_S, patience_s)))
+    wait_s = _lock_wait_s(patience_s)
     match url.get_backend_name():
         case "sqlite":
-            return {"connect_args": {"timeout": float(LOCK_WAIT_S)}}
+            return {"connect_args": {"timeout": wait_s}}
         case "postgresql":
             settings = {
-                "lock_timeout": f"{wait_s}s",
+                "lock_timeout": f"{int(1000 * wait_s)}ms",
                 "statement_timeout": "60s",
                 "idle_in_transaction_session_timeout": "60s",
                 "timezone": "UTC",
@@ -357,7 +357,7 @@ def _engine_options(url: URL, patience_s: float = PATIENCE_S) -> dict[str, Any]:
                 "connect_timeout": 10,
                 "read_timeout": 90,
                 "write_timeout": 90,
-                "init_command": f"SET SESSION innodb_lock_wait_timeout = {wait_s}, time_zone = '+00:00'",
+                "init_command": f"SET SESSION innodb_lock_wait_timeout = {max(1, round(wait_s))}, time_zone = '+00:00'",
                 "charset": "utf8mb4",
             }
     return {
@@ -366,6 +366,11 @@ def _engine_options(url: URL, patience_s: float = PATIENCE_S) -> dict[str, Any]:
         "pool_pre_ping": True,
         "pool_recycle": 1800,
     }
+
+
+def _lock_wait_s(patience_s: float) -> float:
+    """Short enough to say that it waits, and to try more than once."""
+    return min(LOCK_WAIT_S, patience_s / 4)
 
 
 def _prepare_sqlite(connection: Any, wait_ms: int) -> None:
@@ -395,10 +400,7 @@ def _set_up(database: Database, patience_s: float) -> None:
     delay_s = 0.05
     while not transact(database.engine, lambda c: _ready(c, database.url), write=False, patience_s=patience_s):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ResourceWarning)
-                storage = database.optuna_storage()
-            storage.engine.dispose()
+            database.optuna_storage(poolclass=NullPool)  # no pool: where this fails, nobody could close it
             with database.engine.connect() as connection, connection.begin():
                 schema.metadata.create_all(connection)
                 bulk.insert(connection, schema.schema_versions, [{"version": schema.SCHEMA_VERSION}], conflict="skip")
@@ -430,7 +432,7 @@ def _ready(connection: Connection, url: URL) -> bool:
         if head is not None and head != OPTUNA_SCHEMA:
             advice = (
                 f"upgrade it with: optuna storage upgrade --storage {where}"
-                if "version_info" in names and head in _optuna_versions(url)
+                if "version_info" in names and head in _optuna_versions()
                 else "give a database of its own"
             )
             raise StorageError(f"{where}: its schema is {head}; Tuner knows Optuna's {OPTUNA_SCHEMA}: {advice}")
@@ -457,16 +459,8 @@ def _being_created(connection: Connection, names: set[str]) -> bool:
     return columns == {"study_id", "study_name"}
 
 
-def _optuna_versions(url: URL) -> list[str]:
-    with contextlib.suppress(Exception):
-        storage = optuna.storages.RDBStorage(
-            url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}"),
-            engine_kwargs=_engine_options(url),
-            skip_compatibility_check=True,
-            skip_table_creation=True,
-        )
-        try:
-            return storage.get_all_versions()
-        finally:
-            storage.engine.dispose()
-    return []
+def _optuna_versions() -> set[str]:
+    """Every schema version that the installed Optuna knows."""
+    folder = Path(optuna.__file__).parent / "storages" / "_rdb" / "alembic"
+    script = ScriptDirectory(str(folder))
+    return {revision.revision for revision in script.walk_revisions()}
