@@ -159,6 +159,6 @@ def worker(
 
             run_worker(manager, name, device=device, stop=stop)
             state = manager.summary(name).state
-        if stop.is_set() and state != "finished":
+        if stop.is_set() and state not in ("finished", "stopped"):
             context.exit(EXIT_INTERRUPTED)
         say(state)

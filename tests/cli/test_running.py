@@ -1,0 +1,174 @@
+"""run and worker: from a study file to a test error, through Ctrl-C, again and again."""
+
+import os
+import signal
+import subprocess
+import threading
+from typing import Any
+
+import pytest
+
+from tests.cli.command import DEADLINE_S, STUDIES, TINY, start, strict_json, tuner, tuner_json, wait_until, write_study
+from tuner.errors import TunerError
+from tuner.manager import StudyManager
+
+pytestmark = pytest.mark.usefixtures("workdir")
+
+OVERRIDES: dict[str, list[str]] = {
+    "breast_cancer": ["--trials", "9", "--max-epochs", "9"],
+    "diabetes": ["--trials", "9", "--max-epochs", "9"],
+    "digits": ["--trials", "9", "--max-epochs", "3"],
+    "iris": ["--max-epochs", "1"],
+    "wine": ["--trials", "9", "--max-epochs", "9"],
+}
+DIVERGING = TINY.replace("low = 1e-3, high = 1e-1", "low = 900, high = 1000").replace(
+    "[training]", '[training]\noptimizer = "sgd"\nmomentum = 0.99'
+)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a process that ends by itself."""
+    out, err = process.communicate(timeout=DEADLINE_S)
+    return process.returncode, out, err
+
+
+def results(name: str) -> list[tuple[Any, ...]]:
+    """What the trials of a study came to."""
+    return [(row["state"], row["value"], row["epochs"], row["params"]) for row in tuner_json("trials", name)]
+
+
+def test_every_study_file_has_overrides() -> None:
+    assert {path.stem for path in STUDIES.glob("*.toml")} == OVERRIDES.keys()
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_study_file_in_a_tiny_form(name: str) -> None:
+    file = STUDIES / f"{name}.toml"
+    assert any(line.startswith("# Shows: ") for line in file.read_text().splitlines())
+    tuner("create", file, *OVERRIDES[name])
+    tuner("worker", name, "--device", "cpu", "--quiet")
+    study = tuner_json("show", name)
+    trials = study["trials"]
+    assert study["state"] == "finished"
+    assert trials["complete"] + trials["pruned"] == trials["total"]
+    evaluation = tuner_json("evaluate", name, "--device", "cpu")
+    assert evaluation["test"]["low"] <= evaluation["test"]["mean"] <= evaluation["test"]["high"]
+    assert f"test {evaluation['metric']}" in tuner("show", name).stdout
+
+
+def test_run_reports_an_honest_test_error() -> None:
+    code, out, err = finish(start("run", write_study(), "--workers", "1", "--device", "cpu"))
+    assert (code, err.splitlines()[:2]) == (0, ["tiny: reading the data", "tiny: starting 1 worker"])
+    assert err.endswith("tiny: refitting the winner, then opening the test set\n")
+    study = tuner_json("show", "tiny")
+    evaluation = study["evaluation"]
+    assert out.startswith("tiny: 3 of 3 trials done (3 complete, 0 pruned, 0 failed), 12 epochs in ")
+    assert f"validation error  {study['best']['value']:.4g}, optimistic: picked as the best of 3 trials" in out
+    assert (
+        f"test error        {evaluation['test']['mean']:.4g} ± {evaluation['test']['sd']:.4g} over 2 refits, 95 %"
+        in out
+    )
+    for name, value in study["best"]["params"].items():
+        assert any(line.split()[0] == name and line.split()[1] != "-" for line in out.splitlines() if line), (
+            name,
+            value,
+        )
+    assert "database  sqlite:///tuner.db\nnext      tuner trials tiny\n" in out
+
+    # A finished study reports at once, does not look at the test set again, and says the same.
+    again = tuner("run", "tiny.toml")
+    assert (again.stdout, again.stderr) == (out, "tiny: reading the data\n")
+    assert strict_json(tuner("run", "tiny.toml", "-f", "json").stdout) == study
+    assert evaluation["peeks"] == 0
+
+
+def test_results_follow_the_contract() -> None:
+    tuner("create", write_study())
+    tuner("worker", "tiny", "--device", "cpu", "--quiet")
+    evaluation = tuner_json("evaluate", "tiny", "--device", "cpu")
+    best, trials = tuner_json("best", "tiny"), tuner_json("trials", "tiny")
+    assert list(best) == ["number", "value", "epochs", "params"]
+    assert [row["number"] for row in trials] == [0, 1, 2]
+    assert list(trials[0]) == (
+        ["number", "state", "value", "params", "epochs", "bracket", "rung", "attempt", "worker", "seconds", "reason"]
+    )
+    assert (trials[0]["state"], trials[0]["epochs"], trials[0]["attempt"]) == ("complete", 4, 1)
+    assert list(evaluation) == [
+        "trial", "params", "metric", "seeds", "validation", "test", "train", "gap_test_validation", "gap_test_train",
+        "selection_bound", "peeks",
+    ]  # fmt: skip
+    assert list(evaluation["test"]) == ["mean", "sd", "low", "high", "confidence"]
+    assert evaluation["params"] == best["params"]
+    assert evaluation["validation"] == best["value"]
+
+    assert tuner_json("evaluate", "tiny") == {**evaluation, "peeks": 1}
+    assert "looked at again 2 times" in tuner("evaluate", "tiny").stdout
+    header, row = tuner("evaluate", "tiny", "-f", "csv").stdout.splitlines()
+    assert dict(zip(header.split(","), row.split(","), strict=True))["test.mean"] == repr(evaluation["test"]["mean"])
+    assert len(tuner("trials", "tiny", "-f", "csv").stdout.splitlines()) == 4
+    assert tuner("trials", "tiny").stdout.splitlines()[0].split() == (
+        ["number", "state", "value", "epochs", "bracket", "rung", "seconds", "learning_rate", "reason"]
+    )
+    assert "optimistic" in tuner("best", "tiny").stdout
+    assert tuner("studies").stdout.splitlines()[1].split()[:3] == ["tiny", "finished", "error"]
+
+
+def test_nothing_completed() -> None:
+    study = write_study(DIVERGING)
+    tuner("create", study)
+    tuner("worker", "tiny", "--device", "cpu", "--quiet")
+    result = tuner("run", study, "-f", "json", code=3)
+    assert result.stdout == ""
+    assert "has no completed trial" in result.stderr
+    assert all(row["value"] is None and row["reason"] for row in tuner_json("trials", "tiny"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_goes_on(number: signal.Signals) -> None:
+    study = write_study(TINY.replace("sklearn:iris", "sklearn:digits").replace("batch_size = 32", "batch_size = 4"))
+    command = ["run", str(study), "--workers", "1", "--device", "cpu", "-f", "json"]
+    process = start(*command)
+    with StudyManager("sqlite:///tuner.db") as manager:
+        wait_until(lambda: bool(_workers(manager, "tiny")), process=process)
+        os.kill(process.pid, number)
+        code, out, err = finish(process)
+        assert (code, out) == (130, ""), err
+        assert err.endswith("of 3 trials are over and everything is saved; the same command goes on from here\n")
+        summary = manager.summary("tiny")
+        assert summary.state == "interrupted"
+        assert summary.trials["running"] == 0
+        assert all(worker.ended_at is not None for worker in manager.workers("tiny"))  # it left, it was not killed
+
+    if number == signal.SIGINT:
+        code, out, err = finish(start(*command))
+        assert code == 0, err
+        assert strict_json(out)["state"] == "finished"
+        tuner("create", study, "--name", "whole")
+        tuner("worker", "whole", "--device", "cpu", "--quiet")
+        assert results("tiny") == results("whole")
+
+
+def test_stopped_worker_leaves_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.worker.HEARTBEAT_S", 0.05)  # seconds between two looks at the stop flag
+    tuner("create", write_study(TINY.replace("max_epochs = 4", "max_epochs = 1000000")))
+
+    def stop_once_it_works() -> None:
+        with StudyManager("sqlite:///tuner.db") as manager:
+            wait_until(lambda: bool(_workers(manager, "tiny")))
+            manager.stop("tiny")
+
+    thread = threading.Thread(target=stop_once_it_works)
+    thread.start()
+    result = tuner("worker", "tiny", "--device", "cpu")
+    thread.join()
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == "tiny: stopped"
+    assert tuner_json("show", "tiny")["state"] == "stopped"
+
+
+def _workers(manager: StudyManager, name: str) -> list[Any]:
+    """Who works on a study that may not be there yet."""
+    try:
+        return list(manager.workers(name))
+    except TunerError:
+        return []

@@ -1,0 +1,177 @@
+"""Local workers: started, watched, started again when they die, released, and gone in the end."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.cli.command import ROOT, wait_until
+from tuner.launch import local
+from tuner.launch.local import LocalWorkers, WorkersLostError, devices_for, follow
+
+PYTHON = sys.executable  # before a test puts another in its place
+LEAVES_WHEN_RELEASED = "sys.stdin.read()"
+
+
+@pytest.fixture
+def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Puts a few lines of Python in the place of ``tuner worker``; each start of it appends a line to ``starts``."""
+
+    def replace(body: str) -> Path:
+        starts = tmp_path / "starts"
+        script = tmp_path / "interpreter"
+        script.write_text(
+            f"#!{sys.executable} -IS\nimport os, signal, sys\n"
+            f"with open({str(starts)!r}, 'a') as file:\n    print(*sys.argv[1:], file=file)\n{body}\n"
+        )
+        script.chmod(0o755)
+        monkeypatch.setattr(local.sys, "executable", str(script))
+        return starts
+
+    return replace
+
+
+def crew(*devices: str, name: str = "s") -> LocalWorkers:
+    return LocalWorkers(name, devices, storage="sqlite:///t.db", artifacts="a")
+
+
+def check_until_lost(workers: LocalWorkers) -> WorkersLostError:
+    lost: list[WorkersLostError] = []
+
+    def happened() -> bool:
+        try:
+            workers.check()
+        except WorkersLostError as error:
+            lost.append(error)
+        return bool(lost)
+
+    wait_until(happened)
+    return lost[0]
+
+
+def test_each_device_gets_a_worker(interpreter: Any) -> None:
+    starts = interpreter(LEAVES_WHEN_RELEASED)
+    with crew("cpu", "cuda:1", name="study") as workers:
+        wait_until(lambda: starts.exists() and len(starts.read_text().splitlines()) == 2)
+        assert workers.check() == 2
+    assert sorted(starts.read_text().splitlines()) == [
+        f"-P -m tuner worker study --device {device} --quiet --leashed" for device in ("cpu", "cuda:1")
+    ]
+
+
+def test_storage_goes_through_the_environment(interpreter: Any) -> None:
+    interpreter("sys.exit(f\"{os.environ['TUNER_STORAGE']} {os.environ['TUNER_ARTIFACTS']}\")")
+    with LocalWorkers("s", ["cpu"], storage="postgresql://me:word@h/d", artifacts="a") as workers:
+        assert "postgresql://me:word@h/d a" in str(check_until_lost(workers))
+
+
+def test_released_workers_leave(interpreter: Any) -> None:
+    interpreter(LEAVES_WHEN_RELEASED)
+    with crew("cpu", "cpu") as workers:
+        pids = workers.pids
+        assert len(pids) == 2
+    assert workers.check() == 0
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_worker_that_does_not_leave_is_killed(
+    interpreter: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    starts = interpreter("signal.pause()")
+    monkeypatch.setattr(local, "GRACE_S", 0.1)
+    with crew("cpu") as workers:
+        wait_until(starts.exists)
+    assert workers.pids == []
+    assert "worker 1 (cpu) did not finish its epoch in time: killed" in caplog.text
+
+
+def test_worker_that_dies_is_started_again(interpreter: Any, caplog: pytest.LogCaptureFixture) -> None:
+    starts = interpreter("print('one'); print('last words', file=sys.stderr); sys.exit(7)")
+    with crew("cpu") as workers:
+        error = check_until_lost(workers)
+    assert len(starts.read_text().splitlines()) == 1 + local.RESTARTS
+    assert error.exit_code == 1
+    assert str(error) == "no worker is left: worker 1 (cpu) exited with code 7 after 3 restarts\n  last words"
+    assert "worker 1 (cpu) exited with code 7; starting it again (3 of 3)" in caplog.text
+
+
+def test_killed_worker_is_named(interpreter: Any) -> None:
+    interpreter("os.kill(os.getpid(), signal.SIGKILL)")
+    with crew("cpu") as workers:
+        assert "worker 1 (cpu) died of signal 9 (Killed; out of memory?)" in str(check_until_lost(workers))
+
+
+def test_bad_input_is_not_tried_again(interpreter: Any) -> None:
+    starts = interpreter("sys.exit(print('error: no such device', file=sys.stderr) or 2)")
+    with crew("cpu") as workers:
+        error = check_until_lost(workers)
+    assert (str(error), error.exit_code) == ("no such device", 2)
+    assert len(starts.read_text().splitlines()) == 1
+
+
+def test_others_go_on_without_it(interpreter: Any) -> None:
+    interpreter("sys.exit(2) if 'cuda:0' in sys.argv else sys.stdin.read()")
+    with crew("cuda:0", "cuda:1") as workers:
+        wait_until(lambda: workers.check() == 1)
+        assert workers.check() == 1
+
+
+def test_workers_leave_when_the_launcher_dies(interpreter: Any, tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    starts = interpreter(f"sys.stdin.read(); open({str(left)!r}, 'w').close()")
+    launch = (
+        "import os, sys; from tuner.launch.local import LocalWorkers; sys.executable = sys.argv[1]; "
+        "LocalWorkers('s', ['cpu'], storage='sqlite:///t.db').__enter__(); os._exit(0)"
+    )
+    subprocess.run([PYTHON, "-c", launch, local.sys.executable], cwd=ROOT, check=True)
+    wait_until(lambda: starts.exists() and left.exists())
+
+
+@pytest.mark.parametrize(
+    ("state", "stopped"), [("finished", False), ("running", True), ("stopped", False)], ids=["end", "signal", "stop"]
+)
+def test_follow_ends(interpreter: Any, state: str, stopped: bool) -> None:
+    interpreter("pass" if state == "stopped" else LEAVES_WHEN_RELEASED)
+    stop, seen = threading.Event(), []
+    if stopped:
+        stop.set()
+    with crew("cpu") as workers:
+        follow(_manager(state), "s", workers, stop=stop, show=seen.append)
+    assert {summary.state for summary in seen} == {state}
+
+
+def test_follow_fails_when_all_left_an_unfinished_study(interpreter: Any) -> None:
+    interpreter("pass")
+    with crew("cpu") as workers, pytest.raises(WorkersLostError, match="all workers left, but study 's' is not"):
+        follow(_manager("interrupted"), "s", workers, stop=threading.Event(), show=lambda _: None)
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "usable_cores", lambda: 3)
+    monkeypatch.setattr(local, "_cuda_devices", lambda: 0)
+    assert devices_for("auto", None, 100) == ["cpu", "cpu", "cpu"]
+    assert devices_for("auto", None, 2) == ["cpu", "cpu"]
+    assert devices_for("cpu", 5, 2) == ["cpu"] * 5
+    monkeypatch.setattr(local, "_cuda_devices", lambda: 2)
+    assert devices_for("auto", None, 100) == ["cuda:0", "cuda:1"]
+    assert devices_for("auto", 3, 100) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert devices_for("cpu", None, 100) == ["cpu", "cpu", "cpu"]
+
+
+def _manager(state: str) -> Any:
+    return SimpleNamespace(summary=lambda name: SimpleNamespace(name=name, state=state))
+
+
+def test_interrupted_worker_is_not_started_again(interpreter: Any) -> None:
+    starts = interpreter(f"sys.exit({128 + signal.SIGINT})")
+    with crew("cpu") as workers:
+        wait_until(lambda: workers.check() == 0)
+    assert len(starts.read_text().splitlines()) == 1
