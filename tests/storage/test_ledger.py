@@ -498,6 +498,30 @@ class TestRelease:
         fleet.train(ledger, worker, store, again)
         check(manager, spec, url)
 
+    def test_a_checkpoint_on_the_way_is_what_a_lost_lane_goes_on_from(self, url: str, manager: StudyManager) -> None:
+        spec = make_spec(3, pruner="none")
+        ledger = create(manager, spec)
+        store = manager.checkpoints("fleet")
+        first, second = (ledger.register("h", pid, "cpu", "0") for pid in (1, 2))
+        claims = ledger.claim(first, limit=3, lease_s=60)
+        old = store.write({c.number: {"epochs": _array(2), "rate": _array(c.params["learning_rate"])} for c in claims})
+        new = store.write({c.number: {"epochs": _array(4), "rate": _array(c.params["learning_rate"])} for c in claims})
+        rows = [row for claim in claims for row in fleet.curve(claim, 0, 2)]
+        expire(manager)
+        ledger.save(first, [(claim.number, claim.token, 2) for claim in claims], rows, old)
+        assert ledger.outstanding().expired == 0  # renewed
+        rows = [row for claim in claims for row in fleet.curve(claim, 2, 4)]
+        outcome = ledger.save(first, [(claim.number, claim.token, 4) for claim in claims], rows, new)
+        assert outcome.removed == (old.name,)
+        ledger.record(first, [row for claim in claims for row in fleet.curve(claim, 4, 6)])
+        expire(manager)
+        again = ledger.claim(second, limit=3, lease_s=60)
+        assert {(claim.epochs, claim.attempt, claim.checkpoint) for claim in again} == {(4, 2, new)}
+        late = ledger.save(first, [(claim.number, claim.token, 2) for claim in claims], [], old)
+        assert (late.lost, late.removed) == ({0, 1, 2}, (old.name,))
+        fleet.train(ledger, second, store, again)
+        check(manager, spec, url)
+
     def test_without_a_checkpoint_it_goes_on_from_the_last_one(self, local: StudyManager, sqlite_url: str) -> None:
         spec = make_spec(3, pruner="none")
         ledger = create(local, spec)
@@ -606,6 +630,18 @@ class TestLostAnswers:
         assert slot(local, b.number).attempts == 2
         fleet.work(ledger, store, log=log)
         check(local, spec, sqlite_url, log)
+
+    def test_save(self, local: StudyManager, break_next_commit: Callable[[], list[int]]) -> None:
+        ledger = create(local, make_spec(3, pruner="none"))
+        worker = ledger.register("h", 1, "cpu", "0")
+        claims = ledger.claim(worker, limit=3, lease_s=60)
+        file = local.checkpoints("fleet").write(fleet.lanes(claims))
+        broken = break_next_commit()
+        outcome = ledger.save(worker, [(claim.number, claim.token, 2) for claim in claims], (), file)
+        assert broken
+        assert (outcome.lost, outcome.removed) == (set(), ())  # the file is in use: nobody may delete it
+        expire(local)
+        assert {claim.checkpoint for claim in ledger.claim(worker, limit=3, lease_s=60)} == {file}
 
     def test_a_repeated_commit_of_its_own_results_is_not_lost(self, local: StudyManager) -> None:
         ledger = create(local, make_spec(9))

@@ -694,6 +694,9 @@ class Ledger:
     def _store_checkpoint(self, connection: Connection, checkpoint: Checkpoint | None) -> int | None:
         if checkpoint is None:
             return None
+        mine = (checkpoints.c.study_id == self.study_id, checkpoints.c.path == checkpoint.name)
+        if (known := connection.execute(select(checkpoints.c.id).where(*mine)).scalar()) is not None:
+            return int(known)  # by an earlier run of the same transaction
         row = insert(checkpoints).values(
             study_id=self.study_id, path=checkpoint.name, sha256=checkpoint.sha256, bytes=float(checkpoint.bytes)
         )
