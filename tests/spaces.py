@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from tuner.space import Domain, Space, parse_domain
+from tuner.space import Constant, Domain, Space, parse_domain
 from tuner.spec import StudySpec, parse_spec
 from tuner.trial import HYPERPARAMETERS
 
@@ -59,15 +59,15 @@ def study(sampler: str = "random", **sections: dict[str, Any]) -> StudySpec:
 def domains(draw: st.DrawFn, name: str) -> Domain:
     """Any domain that a study file may give this hyperparameter."""
     rule = HYPERPARAMETERS[name]
-    if rule.kind == "categorical":
-        values: Any = st.sampled_from(rule.choices)
+    if rule.kind in ("categorical", "bool"):
+        values: Any = st.sampled_from(rule.choices or (False, True))
     elif rule.kind == "int":
         values = st.integers(int(rule.low), int(rule.high))
     else:
         values = st.floats(
             rule.low, rule.high, exclude_min=rule.low_open, exclude_max=rule.high_open, allow_subnormal=False
         )
-    kind = draw(st.sampled_from(["constant", "choices", "range"] if rule.kind != "categorical" else ["choices"]))
+    kind = draw(st.sampled_from(["constant", "choices", "range"] if rule.kind in ("float", "int") else ["constant", "choices"]))
     if kind == "constant":
         return parse_domain(name, draw(values))
     if kind == "choices":
@@ -97,8 +97,12 @@ def domains(draw: st.DrawFn, name: str) -> Domain:
 
 @st.composite
 def spaces(draw: st.DrawFn) -> Space:
-    """Any search space: a domain for every hyperparameter."""
-    return Space({name: draw(domains(name)) for name in HYPERPARAMETERS})
+    """Any search space: the required hyperparameters and a few others from any domain, the rest at their defaults."""
+    defaults = {name: rule.default for name, rule in HYPERPARAMETERS.items() if rule.default is not None}
+    others = draw(st.lists(st.sampled_from(sorted(defaults)), max_size=5, unique=True))
+    drawn = [name for name in HYPERPARAMETERS if name not in defaults or name in others]
+    fixed = {name: Constant(value=value) for name, value in defaults.items() if name not in others}
+    return Space({**fixed, **{name: draw(domains(name)) for name in drawn}})
 
 
 def points(space: Space) -> st.SearchStrategy[list[float]]:

@@ -80,10 +80,12 @@ class TestReading:
             ("learning_rate", 10**400, "value needs to be at most 1000, got 1000"),
             ("width", 1.5, "value needs a whole number, got 1.5"),
             ("width", {"low": 1, "high": math.nan}, "high needs a whole number, got nan"),
-            ("activation", "rleu", "'rleu' is not one of relu, tanh, sigmoid"),
+            ("activation", "rleu", "'rleu' is not one of relu, leaky_relu, gelu"),
             ("activation", 3, "3 is not one of relu"),
-            ("activation", {"low": 1, "high": 2}, "needs one of relu, tanh, .*, or a list of them"),
-            ("optimizer", {"choices": ["sgd", "adagrad"]}, "'adagrad' is not one of sgd, adam, adamw"),
+            ("activation", {"low": 1, "high": 2}, "needs one of relu, leaky_relu, .*, or a list of them"),
+            ("residual", 1, "value needs true or false, got 1"),
+            ("residual", {"low": 0, "high": 1}, "needs one of true, false, or a list of them"),
+            ("optimizer", {"choices": ["sgd", "adagrad"]}, "'adagrad' is not one of sgd, nesterov, rmsprop, adam, adamw"),
         ],
     )
     def test_refused(self, name: str, written: Any, message: str) -> None:

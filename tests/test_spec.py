@@ -246,7 +246,7 @@ class TestBad:
             ),
             (
                 {"model": {"activation": "swish"}},
-                "model.activation: 'swish' is not one of relu, tanh, sigmoid, gelu, silu",
+                "model.activation: 'swish' is not one of relu, leaky_relu, gelu, silu, tanh, sigmoid, step",
             ),
             (
                 {"training": {"patience": 3, "keep": "last"}},
@@ -259,6 +259,22 @@ class TestBad:
             (
                 {"training": {"label_smoothing": 0.1}, "study": {"metric": "rmse"}},
                 "training.label_smoothing: is for classification; metric rmse is regression; drop it",
+            ),
+            (
+                {"model": {"loss": "hinge"}, "study": {"metric": "rmse"}},
+                "model.loss: hinge is for classification; metric rmse is regression; use square or auto",
+            ),
+            (
+                {"model": {"loss": {"choices": ["auto", "square"]}}, "study": {"metric": "log_loss"}},
+                "model.loss: square trains no probabilities, which metric log_loss needs; use cross_entropy or auto",
+            ),
+            (
+                {"model": {"loss": "hinge"}, "training": {"label_smoothing": 0.1}},
+                "training.label_smoothing: is for cross_entropy; model.loss may be hinge; drop one of them",
+            ),
+            (
+                {"training": {"optimizer": "nesterov", "momentum": {"low": 0.0, "high": 0.9}}},
+                "training.momentum: nesterov needs momentum above 0; raise it, or use sgd",
             ),
         ],
     )
@@ -401,3 +417,12 @@ class TestFile:
             "  search.eta: should be greater than or equal to 2, got 1",
         ]
         assert caught.value.exit_code == 2
+
+
+def test_advice_against_dropout_with_batch_normalisation() -> None:
+    assert parse_spec(smallest()).advice == []
+    both = parse_spec(smallest(model={"norm": "batch"}, space={"dropout": {"low": 0.0, "high": 0.5}}))
+    assert both.advice == [
+        "model.norm: batch normalisation and dropout disturb each other; the lecture advises one of them"
+    ]
+    assert parse_spec(smallest(model={"norm": "batch"})).advice == []

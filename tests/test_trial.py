@@ -5,7 +5,17 @@ from typing import get_args
 
 import pytest
 
-from tuner.trial import HYPERPARAMETERS, Activation, Optimizer, Schedule, TrialConfig
+from tuner.trial import (
+    HYPERPARAMETERS,
+    Activation,
+    Averaging,
+    Initialization,
+    Loss,
+    Norm,
+    Optimizer,
+    Schedule,
+    TrialConfig,
+)
 
 REQUIRED = {"learning_rate": 0.1, "batch_size": 32, "width": 8, "depth": 2, "max_epochs": 9}
 
@@ -22,7 +32,15 @@ def test_defaults_agree() -> None:
 
 
 def test_choices_agree() -> None:
-    names = {"activation": Activation, "optimizer": Optimizer, "schedule": Schedule}
+    names = {
+        "activation": Activation,
+        "loss": Loss,
+        "initialization": Initialization,
+        "norm": Norm,
+        "optimizer": Optimizer,
+        "schedule": Schedule,
+        "averaging": Averaging,
+    }
     assert {name: rule.choices for name, rule in HYPERPARAMETERS.items() if rule.kind == "categorical"} == {
         name: get_args(literal) for name, literal in names.items()
     }
@@ -58,3 +76,12 @@ def test_the_signature_is_what_cannot_fuse() -> None:
     assert one.signature == TrialConfig.from_values({**one.as_dict(), "width": 64, "batch_size": 1}).signature
     assert one.signature != TrialConfig.from_values({**one.as_dict(), "optimizer": "adam"}).signature
     assert one.signature != TrialConfig.from_values({**one.as_dict(), "activation": "tanh"}).signature
+    normed = TrialConfig.from_values({**one.as_dict(), "norm": "batch"})
+    smaller = TrialConfig.from_values({**normed.as_dict(), "batch_size": 1})
+    assert normed.signature != smaller.signature, "batch normalisation needs equal batches"
+
+
+def test_the_linear_scaling_rule() -> None:
+    config = TrialConfig.from_values({**REQUIRED, "batch_size": 64, "reference_batch_size": 16})
+    assert config.peak_learning_rate == pytest.approx(0.4)
+    assert TrialConfig.from_values(REQUIRED).peak_learning_rate == 0.1

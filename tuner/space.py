@@ -275,8 +275,9 @@ def parse_domain(name: str, written: Any) -> Domain:
     if "choices" in keys:
         _refuse_unknown(keys, {"choices"})
         return _choices(rule, written["choices"])
-    if rule.kind == "categorical":
-        raise ValueError(f"needs one of {', '.join(rule.choices)}, or a list of them as {{ choices = [...] }}")
+    if rule.kind in ("categorical", "bool"):
+        names = rule.choices or ("true", "false")
+        raise ValueError(f"needs one of {', '.join(names)}, or a list of them as {{ choices = [...] }}")
     _refuse_unknown(keys, {"low", "high", "log", "step", "or_zero"})
     missing = [key for key in ("low", "high") if key not in keys]
     if missing:
@@ -343,6 +344,10 @@ def _is_number(written: Any) -> bool:
 
 def _value(rule: Hyperparameter, written: Any, what: str = "value") -> Value:
     """One value of a hyperparameter, checked against its table row."""
+    if rule.kind == "bool":
+        if not isinstance(written, bool):
+            raise ValueError(f"{what} needs true or false, got {written!r}")
+        return written
     if rule.kind == "categorical":
         if written not in rule.choices:
             raise ValueError(f"{written!r} is not one of {', '.join(rule.choices)}")

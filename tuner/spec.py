@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from tuner.errors import BadInputError, SpecError
-from tuner.space import Constant, Domain, Space, parse_domain
+from tuner.space import Choices, Constant, Domain, Range, Space, parse_domain
 from tuner.trial import HYPERPARAMETERS, Keep, Task, TrialConfig, Value
 
 Metric = Literal["error", "accuracy", "log_loss", "rmse", "mse", "mae"]
@@ -120,6 +120,11 @@ class ModelSection(_Section):
     """``[model]``: the network's form; each key is a value or a domain to search."""
 
     activation: _setting("activation") = _default("activation")  # type: ignore[valid-type]
+    loss: _setting("loss") = _default("loss")  # type: ignore[valid-type]
+    initialization: _setting("initialization") = _default("initialization")  # type: ignore[valid-type]
+    norm: _setting("norm") = _default("norm")  # type: ignore[valid-type]
+    residual: _setting("residual") = _default("residual")  # type: ignore[valid-type]
+    input_dropout: _setting("input_dropout") = _default("input_dropout")  # type: ignore[valid-type]
 
 
 class TrainingSection(_Section):
@@ -127,9 +132,19 @@ class TrainingSection(_Section):
 
     optimizer: _setting("optimizer") = _default("optimizer")  # type: ignore[valid-type]
     momentum: _setting("momentum") = _default("momentum")  # type: ignore[valid-type]
+    beta2: _setting("beta2") = _default("beta2")  # type: ignore[valid-type]
+    l2: _setting("l2") = _default("l2")  # type: ignore[valid-type]
+    decay_biases: _setting("decay_biases") = _default("decay_biases")  # type: ignore[valid-type]
+    clip_norm: _setting("clip_norm") = _default("clip_norm")  # type: ignore[valid-type]
     schedule: _setting("schedule") = _default("schedule")  # type: ignore[valid-type]
     warmup: _setting("warmup") = _default("warmup")  # type: ignore[valid-type]
+    decay: _setting("decay") = _default("decay")  # type: ignore[valid-type]
+    decay_epochs: _setting("decay_epochs") = _default("decay_epochs")  # type: ignore[valid-type]
+    reference_batch_size: _setting("reference_batch_size") = _default("reference_batch_size")  # type: ignore[valid-type]
     label_smoothing: _setting("label_smoothing") = _default("label_smoothing")  # type: ignore[valid-type]
+    averaging: _setting("averaging") = _default("averaging")  # type: ignore[valid-type]
+    averaging_start: _setting("averaging_start") = _default("averaging_start")  # type: ignore[valid-type]
+    ema_decay: _setting("ema_decay") = _default("ema_decay")  # type: ignore[valid-type]
     max_epochs: int = Field(default=81, ge=1, le=1_000_000)
     patience: int = Field(default=0, ge=0)  # epochs; 0 never stops early
     keep: Keep | None = None  # None: best with patience, else last
@@ -205,6 +220,14 @@ class StudySpec(_Section):
     @property
     def keep(self) -> Keep:
         return self.training.keep or ("best" if self.training.patience > 0 else "last")
+
+    @property
+    def advice(self) -> list[str]:
+        """What the lecture advises against and the spec does: one line each."""
+        dropout = any(d != _default("dropout") for d in (self.space.dropout, self.model.input_dropout))
+        if dropout and "batch" in _listed(self.model.norm):
+            return ["model.norm: batch normalisation and dropout disturb each other; the lecture advises one of them"]
+        return []
 
     def trial_config(self, params: Mapping[str, Value]) -> TrialConfig:
         """The configuration of one trial; ``params`` holds every hyperparameter (see :meth:`Space.complete`)."""
@@ -324,13 +347,39 @@ def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
             f"search.min_epochs: {search.min_epochs} is above training.max_epochs {training.max_epochs}; "
             "lower it, or train longer"
         )
-    smoothed = spec.task == "regression" and training.label_smoothing != _default("label_smoothing")
-    if smoothed and sound("study.metric", "training.label_smoothing"):
-        yield f"training.label_smoothing: is for classification; metric {spec.study.metric} is regression; drop it"
+    if sound("study.metric", "model.loss", "training.label_smoothing"):
+        yield from _loss_problems(spec)
+    momentum = training.momentum
+    lowest = momentum.low if isinstance(momentum, Range) else min(_listed(momentum))
+    if "nesterov" in _listed(training.optimizer) and lowest == 0 and sound("training.optimizer", "training.momentum"):
+        yield "training.momentum: nesterov needs momentum above 0; raise it, or use sgd"
     if training.patience > 0 and training.keep == "last" and sound("training.patience", "training.keep"):
         yield "training.keep: patience keeps the best epoch's weights, not the last; set keep = 'best' or leave it out"
     if spec.final.fit_on == "train+val" and training.patience > 0 and sound("final.fit_on", "training.patience"):
         yield "final.fit_on: train+val leaves no rows to stop early on; drop training.patience"
+
+
+def _listed(domain: Domain) -> tuple[Value, ...]:
+    """The values of a constant or of choices; none of a range."""
+    if isinstance(domain, Constant):
+        return (domain.value,)
+    return domain.choices if isinstance(domain, Choices) else ()
+
+
+def _loss_problems(spec: StudySpec) -> Iterator[str]:
+    metric, losses = spec.study.metric, _listed(spec.model.loss)
+    smoothed = spec.training.label_smoothing != _default("label_smoothing")
+    if spec.task == "regression":
+        for loss in sorted({"cross_entropy", "hinge"} & set(losses)):
+            yield f"model.loss: {loss} is for classification; metric {metric} is regression; use square or auto"
+        if smoothed:
+            yield f"training.label_smoothing: is for classification; metric {metric} is regression; drop it"
+        return
+    for loss in sorted({"square", "hinge"} & set(losses)):
+        if metric == "log_loss":
+            yield f"model.loss: {loss} trains no probabilities, which metric log_loss needs; use cross_entropy or auto"
+        if smoothed:
+            yield f"training.label_smoothing: is for cross_entropy; model.loss may be {loss}; drop one of them"
 
 
 def _grid_problems(spec: StudySpec) -> Iterator[str]:

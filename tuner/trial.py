@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Activation = Literal["relu", "tanh", "sigmoid", "gelu", "silu", "leaky_relu"]
-Optimizer = Literal["sgd", "adam", "adamw"]
-Schedule = Literal["constant", "cosine"]
+Activation = Literal["relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid", "step"]
+Loss = Literal["auto", "cross_entropy", "square", "hinge"]
+Initialization = Literal["torch", "xavier", "he"]
+Norm = Literal["none", "layer", "batch"]
+Optimizer = Literal["sgd", "nesterov", "rmsprop", "adam", "adamw", "adamw_decoupled"]
+Schedule = Literal["constant", "cosine", "inverse", "inverse_sqrt", "exponential", "step"]
+Averaging = Literal["none", "swa", "ema"]
 Keep = Literal["last", "best"]
 Task = Literal["classification", "regression"]
 Value = float | int | str
@@ -23,7 +27,7 @@ class Hyperparameter:
     """
 
     section: Literal["model", "training", "space"]
-    kind: Literal["float", "int", "categorical"]
+    kind: Literal["float", "int", "bool", "categorical"]
     low: float = float("-inf")
     high: float = float("inf")
     low_open: bool = False
@@ -32,28 +36,44 @@ class Hyperparameter:
     default: Value | None = None
 
 
+def _share(section: Literal["model", "training", "space"], default: float) -> Hyperparameter:
+    """A number in [0, 1)."""
+    return Hyperparameter(section=section, kind="float", low=0, high=1, high_open=True, default=default)
+
+
+def _name_of(section: Literal["model", "training"], literal: Any, default: str) -> Hyperparameter:
+    """One of the names of a Literal type."""
+    return Hyperparameter(section=section, kind="categorical", choices=get_args(literal), default=default)
+
+
 HYPERPARAMETERS: Mapping[str, Hyperparameter] = {
     "learning_rate": Hyperparameter(section="space", kind="float", low=0, low_open=True, high=1e3),
     "batch_size": Hyperparameter(section="space", kind="int", low=1, high=2**20),
     "weight_decay": Hyperparameter(section="space", kind="float", low=0, high=1e3, default=0.0),
-    "dropout": Hyperparameter(section="space", kind="float", low=0, high=1, high_open=True, default=0.0),
+    "dropout": _share("space", 0.0),
     "width": Hyperparameter(section="space", kind="int", low=1, high=2**16),
     "depth": Hyperparameter(section="space", kind="int", low=1, high=64),
-    "activation": Hyperparameter(
-        section="model",
-        kind="categorical",
-        choices=("relu", "tanh", "sigmoid", "gelu", "silu", "leaky_relu"),
-        default="relu",
-    ),
-    "optimizer": Hyperparameter(
-        section="training", kind="categorical", choices=("sgd", "adam", "adamw"), default="adamw"
-    ),
-    "momentum": Hyperparameter(section="training", kind="float", low=0, high=1, high_open=True, default=0.9),
-    "schedule": Hyperparameter(
-        section="training", kind="categorical", choices=("constant", "cosine"), default="cosine"
-    ),
-    "warmup": Hyperparameter(section="training", kind="float", low=0, high=1, high_open=True, default=0.0),
-    "label_smoothing": Hyperparameter(section="training", kind="float", low=0, high=1, high_open=True, default=0.0),
+    "activation": _name_of("model", Activation, "relu"),
+    "loss": _name_of("model", Loss, "auto"),
+    "initialization": _name_of("model", Initialization, "torch"),
+    "norm": _name_of("model", Norm, "none"),
+    "residual": Hyperparameter(section="model", kind="bool", default=False),
+    "input_dropout": _share("model", 0.0),
+    "optimizer": _name_of("training", Optimizer, "adamw"),
+    "momentum": _share("training", 0.9),
+    "beta2": _share("training", 0.999),
+    "l2": Hyperparameter(section="training", kind="float", low=0, high=1e3, default=0.0),
+    "decay_biases": Hyperparameter(section="training", kind="bool", default=False),
+    "clip_norm": Hyperparameter(section="training", kind="float", low=0, high=1e6, default=0.0),
+    "schedule": _name_of("training", Schedule, "cosine"),
+    "warmup": _share("training", 0.0),
+    "decay": Hyperparameter(section="training", kind="float", low=0, low_open=True, high=1, default=0.95),
+    "decay_epochs": Hyperparameter(section="training", kind="int", low=1, high=10**6, default=10),
+    "reference_batch_size": Hyperparameter(section="training", kind="int", low=0, high=2**20, default=0),
+    "label_smoothing": _share("training", 0.0),
+    "averaging": _name_of("training", Averaging, "none"),
+    "averaging_start": _share("training", 0.5),
+    "ema_decay": _share("training", 0.99),
 }
 
 
@@ -63,14 +83,27 @@ class TrialConfig:
 
     learning_rate: peak η of the schedule.
     batch_size: rows a step; larger than the training set means the whole set.
-    weight_decay: λ. For ``adamw`` decoupled and scaled by η, as in ``torch.optim.AdamW``; for ``sgd`` and ``adam``
-        added to the gradient as λθ, as in ``torch.optim``. Weights decay; biases do not.
-    dropout: probability to drop a hidden unit, as in ``torch.nn.Dropout`` (the lecture's p is the probability to keep).
+    weight_decay: λ. For ``adamw`` decoupled and scaled by η, as in ``torch.optim.AdamW``; for ``adamw_decoupled`` not
+        scaled by η (slide "Bag of Tips": w ← w - ηv/√(s+ε) - λw); for the others added to the gradient as λθ after
+        clipping, as in ``torch.optim``. Weights decay; biases and norms do so only with ``decay_biases``.
+    dropout, input_dropout: probability to drop a hidden unit, an input, as in ``torch.nn.Dropout`` (the lecture's p is
+        the probability to keep).
     width, depth: hidden units a layer; number of hidden layers.
-    momentum: SGD's momentum, or β₁ of Adam and AdamW.
-    schedule: how η moves over ``max_epochs``, step by step.
-    warmup: share of all steps in which η rises linearly from 0 before the schedule starts.
-    label_smoothing: share of the target's mass spread evenly over all classes (classification only).
+    loss: ``auto`` is cross-entropy for classes, square loss for numbers. Square loss of classes is against one-hot
+        targets, hinge is the multi-class margin loss of ``torch.nn.MultiMarginLoss``.
+    initialization: weights uniform in ±1/√fan_in as ``torch.nn.Linear``; or Xavier's ±√(6/(fan_in+fan_out)) or He's
+        ±√(6/fan_in), both with zero biases.
+    norm: layer or batch normalisation between each hidden layer's linear map and its activation.
+    residual: hidden layers from the second on add their input to their output.
+    momentum: momentum of SGD, Nesterov and RMSProp; β₁ of the Adam family. beta2: its β₂, and RMSProp's α.
+    l2: λ of the penalty λ/2‖θ‖² in the loss; its gradient is clipped with the rest; no reported loss includes it.
+    clip_norm: the gradient's norm is scaled down to this; 0 never clips.
+    schedule: how η moves, see :func:`tuner.learning.schedules.factor`. warmup: share of all steps in which η rises
+        linearly before the schedule starts. decay, decay_epochs: of the exponential and the step schedule.
+    reference_batch_size: the linear scaling rule η′ = η·b/reference_batch_size; 0 leaves η alone.
+    label_smoothing: share of the target's mass spread evenly over all classes (cross-entropy only).
+    averaging: the weights that a trial is judged by are the mean over epochs (``swa``) or an exponential moving average
+        over steps (``ema``, of decay ``ema_decay``), both after the share ``averaging_start`` of ``max_epochs``.
     max_epochs: the horizon of the schedule; a trial stopped at a rung has only walked part of it.
     patience: epochs without improvement of the validation metric after which training stops; 0 never stops.
     keep: the weights a trial is judged by and that would be kept: the last epoch's, or the best epoch's.
@@ -83,19 +116,41 @@ class TrialConfig:
     width: int
     depth: int
     activation: Activation = "relu"
+    loss: Loss = "auto"
+    initialization: Initialization = "torch"
+    norm: Norm = "none"
+    residual: bool = False
+    input_dropout: float = 0.0
     optimizer: Optimizer = "adamw"
     momentum: float = 0.9
+    beta2: float = 0.999
+    l2: float = 0.0
+    decay_biases: bool = False
+    clip_norm: float = 0.0
     schedule: Schedule = "cosine"
     warmup: float = 0.0
+    decay: float = 0.95
+    decay_epochs: int = 10
+    reference_batch_size: int = 0
     label_smoothing: float = 0.0
+    averaging: Averaging = "none"
+    averaging_start: float = 0.5
+    ema_decay: float = 0.99
     max_epochs: int
     patience: int = 0
     keep: Keep = "last"
 
     @property
-    def signature(self) -> tuple[str, ...]:
-        """What cannot fuse: lanes of one pack have equal signatures."""
-        return (self.activation, self.optimizer)
+    def signature(self) -> tuple[Value, ...]:
+        """What cannot fuse: lanes of one pack have equal signatures. Batch normalisation needs whole, equal batches."""
+        batch = self.batch_size if self.norm == "batch" else 0
+        return (self.activation, self.loss, self.optimizer, self.norm, self.residual, self.decay_biases, batch)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """η after the linear scaling rule (slide "Bag of Tips": η′ = η·b′/b)."""
+        scale = self.batch_size / self.reference_batch_size if self.reference_batch_size else 1.0
+        return self.learning_rate * scale
 
     def as_dict(self) -> dict[str, Value]:
         return asdict(self)

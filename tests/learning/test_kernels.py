@@ -11,8 +11,9 @@ from tuner.learning.kernels import kernels_for
 from tuner.learning.kernels.cpu import CpuKernels
 from tuner.learning.kernels.interface import Blocks, Kernels, Lanes, Step
 from tuner.learning.kernels.reference import ReferenceKernels, dropout_bits
+from tuner.learning.metrics import Head, batch_loss
 from tuner.learning.randomness import bits, dropout_threshold
-from tuner.trial import Activation, Optimizer, Task
+from tuner.trial import Activation, Optimizer
 
 K, B, D, H, C, N = 3, 6, 4, 11, 5, 40
 DTYPES = [torch.float32, torch.float64]
@@ -26,11 +27,28 @@ class Case:
         self.generator = torch.Generator().manual_seed(11)
         self.dtype = dtype
         self.whole = torch.tensor([[0, 6, 12], [6, 4, 0], [1, 0, 1]])
-        self.real = torch.tensor([[1 / 6, 1 / 9, 1.0], [0.1, 0.2, 0.05], [0.9, 0.5, 1.0], [0.99, 0.9, 1.0]]).to(dtype)
-        self.lane_whole = torch.tensor([[11, 7, 1], [0, dropout_threshold(0.25), dropout_threshold(0.9)]])
-        self.lane_real = torch.tensor([[1.0, 1 / 0.75, 10.0], [0.0, 0.1, 0.3], [0.0, 0.01, 0.2], [0.9, 0.0, 0.5]]).to(
-            dtype
+        self.real = torch.tensor(
+            [[1 / 6, 1 / 9, 1.0], [0.1, 0.2, 0.05], [0.9, 0.5, 1.0], [0.99, 0.9, 1.0], [0.0, 0.3, 1.0]]
+        ).to(dtype)
+        self.lane_whole = torch.tensor(
+            [
+                [11, 7, 1],
+                [0, dropout_threshold(0.25), dropout_threshold(0.9)],
+                [0, dropout_threshold(0.5), dropout_threshold(0.1)],
+            ]
         )
+        self.lane_real = torch.tensor(
+            [
+                [1.0, 1 / 0.75, 10.0],  # keep scale
+                [1.0, 2.0, 1 / 0.9],  # input scale
+                [0.0, 0.1, 0.3],  # smoothing
+                [0.0, 0.01, 0.2],  # l2
+                [0.1, 0.0, 0.3],  # coupled decay
+                [0.9, 0.0, 0.5],  # momentum
+                [0.999, 0.9, 0.99],  # beta2
+                [0.0, 0.5, 1e3],  # clip
+            ]
+        ).to(dtype)
         self.words = torch.randint(0, 2**32, (2, K), generator=self.generator)
 
     def random(self, *shape: int) -> Tensor:
@@ -118,18 +136,18 @@ def test_hidden_backward(accumulate: bool, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("task", get_args(Task))
-def test_head(task: Task, accumulate: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("head", get_args(Head))
+def test_head(head: Head, accumulate: bool, dtype: torch.dtype) -> None:
     case = Case(dtype)
-    outputs = C if task == "classification" else 1
+    outputs = 1 if head == "square" else C
     logits, bias, gradient = 3 * case.random(K, B, outputs), case.random(K, outputs), case.random(K, outputs)
-    y = torch.randint(0, C, (K, B), generator=case.generator) if task == "classification" else case.random(K, B)
+    y = case.random(K, B) if head == "square" else torch.randint(0, C, (K, B), generator=case.generator)
     results = []
     for kernels in (ReferenceKernels(), CpuKernels()):
         logits_, gradient_, loss = logits.clone(), gradient.clone(), torch.ones(K, dtype=torch.float64)
         handle = kernels.handle
         kernels.head(
-            task,
+            head,
             handle(logits_),
             handle(bias),
             handle(y),
@@ -146,14 +164,43 @@ def test_head(task: Task, accumulate: bool, dtype: torch.dtype) -> None:
     assert results[0][2][2] == 1, "a lane without rows has no loss"
 
 
+@pytest.mark.parametrize("head", get_args(Head))
+def test_the_heads_gradient_is_that_of_torchs_loss(head: Head) -> None:
+    case = Case(torch.float64)
+    outputs = 1 if head == "square" else C
+    logits, bias = 3 * case.random(K, B, outputs), case.random(K, outputs)
+    y = case.random(K, B) if head == "square" else torch.randint(0, C, (K, B), generator=case.generator)
+    kernels = ReferenceKernels()
+    full, count = case.step(kernels), 6
+    full.whole[1, :], full.real[0, :] = count, 1 / count
+    found, total = logits.clone(), torch.zeros(K, dtype=torch.float64)
+    kernels.head(head, found, bias, y, full, case.lanes(kernels), torch.zeros_like(bias), total, False)
+    for k in range(K):
+        leaf = (logits[k] + bias[k]).requires_grad_()
+        loss = batch_loss(head, leaf, y[k], float(case.lane_real[2, k]))
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert leaf.grad is not None
+        assert torch.allclose(found[k], leaf.grad, rtol=0, atol=1e-14)
+        assert total[k].item() / count == pytest.approx(loss.item(), abs=1e-12)
+
+
+TOTAL = 36 + 14
+
+
+def blocks_for(kernels: Kernels) -> Blocks:
+    """Two blocks that decay and one that does not; the last one of two lanes."""
+    columns = ([0, 30, 36], [10, 2, 7], [3, 3, 2], [1, 0, 1])
+    return Blocks(*(kernels.handle(torch.tensor(column)) for column in columns))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("clear", [False, True])
 @pytest.mark.parametrize("optimizer", get_args(Optimizer))
 def test_optimize(optimizer: Optimizer, clear: bool, dtype: torch.dtype) -> None:
     case = Case(dtype)
-    blocks = [torch.tensor(column) for column in ([0, 30, 36], [10, 2, 7], [3, 3, 2], [1, 0, 1])]
-    total = 36 + 14
-    flats = [case.random(total) for _ in range(2)] + [case.random(total).abs() for _ in range(2)]
+    flats = [case.random(TOTAL) for _ in range(2)] + [case.random(TOTAL).abs() for _ in range(2)]
+    coefficients = torch.tensor([1.0, 0.5, 0.2], dtype=dtype)
+    moments_of = {"sgd": 1, "nesterov": 1}
     results = []
     for kernels in (ReferenceKernels(), CpuKernels()):
         theta, gradient, *moments = (flat.clone() for flat in flats)
@@ -162,8 +209,9 @@ def test_optimize(optimizer: Optimizer, clear: bool, dtype: torch.dtype) -> None
             optimizer,
             handle(theta),
             handle(gradient),
-            tuple(handle(m) for m in moments[: 1 if optimizer == "sgd" else 2]),
-            Blocks(*(handle(column) for column in blocks)),
+            tuple(handle(m) for m in moments[: moments_of.get(optimizer, 2)]),
+            handle(coefficients),
+            blocks_for(kernels),
             case.step(kernels),
             case.lanes(kernels),
             clear,
@@ -188,3 +236,49 @@ def test_gather(dtype: torch.dtype) -> None:
             rows = order[k, start : start + count]
             assert torch.equal(x_out[k, :count], x[rows])
             assert torch.equal(y_out[k, :count], y[rows])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clip(dtype: torch.dtype) -> None:
+    case = Case(dtype)
+    theta, gradient = case.random(TOTAL), case.random(TOTAL)
+    results = []
+    for kernels in (ReferenceKernels(), CpuKernels()):
+        coefficients = torch.full((K,), 7.0, dtype=dtype)
+        handle = kernels.handle
+        lanes = case.lanes(kernels)
+        kernels.clip(handle(theta), handle(gradient), blocks_for(kernels), lanes, handle(coefficients))
+        results.append(coefficients)
+    assert_close(results[1], results[0])
+    assert results[0][0] == 1, "lane 0 never clips"
+    assert results[0][1] < 1
+    assert results[0][2] == 1, "lane 2 is below its limit"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_average(dtype: torch.dtype) -> None:
+    case = Case(dtype)
+    theta, mean = case.random(TOTAL), case.random(TOTAL)
+    results = []
+    for kernels in (ReferenceKernels(), CpuKernels()):
+        found = mean.clone()
+        kernels.average(kernels.handle(theta), kernels.handle(found), blocks_for(kernels), case.step(kernels))
+        results.append(found)
+    assert_close(results[1], results[0])
+    assert torch.equal(results[0][:10], mean[:10]), "rate 0 leaves it alone"
+    assert torch.equal(results[0][20:30], theta[20:30]), "rate 1 follows"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_drop_inputs(dtype: torch.dtype) -> None:
+    case = Case(dtype)
+    x = case.random(K, B, D)
+    results = []
+    for kernels in (ReferenceKernels(), CpuKernels()):
+        found = x.clone()
+        kernels.drop_inputs(kernels.handle(found), kernels.handle(case.words), case.step(kernels), case.lanes(kernels))
+        results.append(found)
+    for k, count in enumerate([6, 4]):
+        assert_close(results[1][k, :count], results[0][k, :count])
+    assert torch.equal(results[0][0], x[0])
+    assert (results[0][1] == 0).any()

@@ -12,26 +12,65 @@ from tests.learning.packs import TOLERANCE, distance_from_plain, lane_of, make_c
 from tuner.learning.kernels.cpu import CpuKernels
 from tuner.learning.kernels.interface import Kernels
 from tuner.learning.kernels.reference import ReferenceKernels
-from tuner.learning.lanes import Pack, micro_steps
-from tuner.trial import Activation, Optimizer, Task
+from tuner.learning.lanes import Lane, Pack, micro_steps
+from tuner.learning.schedules import batches
+from tuner.trial import Activation, Optimizer, Schedule, Task
 
 KERNELS = [ReferenceKernels(), CpuKernels()]
 MIXED = [
     {"batch_size": 8, "width": 5, "depth": 1, "schedule": "constant"},
     {"batch_size": 16, "weight_decay": 0.01, "dropout": 0.3, "width": 12, "depth": 3, "warmup": 0.2},
-    {"batch_size": 24, "weight_decay": 0.1, "dropout": 0.5, "width": 9, "depth": 2, "learning_rate": 0.003},
+    {"batch_size": 24, "weight_decay": 0.1, "dropout": 0.5, "width": 9, "depth": 2, "learning_rate": 0.0002},
     {"batch_size": 500, "dropout": 0.1, "width": 3, "depth": 3, "momentum": 0.5},
 ]
 
 
+# Each value of each choice that splits packs, one at a time; the random packs below combine them.
+FORMS: list[dict[str, object]] = [
+    {},
+    *({"activation": name} for name in get_args(Activation)),
+    *({"optimizer": name} for name in get_args(Optimizer)),
+    *({"loss": name} for name in ("cross_entropy", "square", "hinge")),
+    *({"norm": norm, "residual": residual} for norm in ("none", "layer", "batch") for residual in (False, True)),
+    {"optimizer": "sgd", "decay_biases": True, "norm": "layer"},
+]
+# And of each that does not, in one lane of a mixed pack.
+NUMBERS: list[dict[str, object]] = [
+    *({"schedule": name, "warmup": 0.2, "decay": 0.7, "decay_epochs": 1} for name in get_args(Schedule)),
+    *({"averaging": name, "averaging_start": 0.2} for name in ("swa", "ema")),
+    *({"averaging": name, "averaging_start": 0.0, "norm": "batch", "batch_size": 16} for name in ("swa", "ema")),
+    *({"initialization": name} for name in ("xavier", "he")),
+    {"input_dropout": 0.3},
+    {"l2": 0.3, "clip_norm": 0.1},
+    {"l2": 0.3, "clip_norm": 0.1, "optimizer": "sgd", "weight_decay": 0.2},
+    {"reference_batch_size": 32, "beta2": 0.9},
+]
+
+
+def lanes_with(changes: dict[str, object]) -> list[Lane]:
+    """The mixed lanes, all of the form that ``changes`` says; numbers are changed in the first two only."""
+    form = {name: value for name, value in changes.items() if name in SPLITTING}
+    numbers = {name: value for name, value in changes.items() if name not in SPLITTING}
+    if form.get("norm") == "batch":
+        form["batch_size"] = 16
+    configs = [make_config(**{**lane, **form, **(numbers if i < 2 else {})}) for i, lane in enumerate(MIXED)]
+    return [lane_of(config, number) for number, config in enumerate(configs)]
+
+
+SPLITTING = {"activation", "optimizer", "loss", "norm", "residual", "decay_biases"}
+
+
 @pytest.mark.parametrize("kernels", KERNELS, ids=["reference", "cpu"])
-@pytest.mark.parametrize("task", get_args(Task))
+@pytest.mark.parametrize("changes", FORMS + NUMBERS, ids=lambda c: "-".join(map(str, c.values())) or "default")
+def test_fused_equals_plain(changes: dict[str, object], kernels: Kernels) -> None:
+    data, lanes = make_data(), lanes_with(changes)
+    assert distance_from_plain(Pack(lanes, data, kernels), lanes, data) < TOLERANCE
+
+
+@pytest.mark.parametrize("kernels", KERNELS, ids=["reference", "cpu"])
 @pytest.mark.parametrize("optimizer", get_args(Optimizer))
-@pytest.mark.parametrize("activation", get_args(Activation))
-def test_fused_equals_plain(activation: Activation, optimizer: Optimizer, task: Task, kernels: Kernels) -> None:
-    data = make_data(task)
-    configs = [make_config(activation=activation, optimizer=optimizer, **lane) for lane in MIXED]
-    lanes = [lane_of(config, number) for number, config in enumerate(configs)]
+def test_fused_equals_plain_in_regression(optimizer: Optimizer, kernels: Kernels) -> None:
+    data, lanes = make_data("regression"), lanes_with({"optimizer": optimizer})
     assert distance_from_plain(Pack(lanes, data, kernels), lanes, data) < TOLERANCE
 
 
@@ -130,7 +169,7 @@ def test_lanes_that_cannot_fuse_are_refused() -> None:
 def test_micro_steps_visit_every_row_once_and_step_once_a_batch(n: int, batch: int, micro: int) -> None:
     batch = min(batch, n)
     micro = min(micro, batch)
-    plan = micro_steps(n, batch, micro)
+    plan = micro_steps(batches(n, make_config(batch_size=batch)), micro)
     rows = [row for start, count, _, _ in plan for row in range(start, start + count)]
     assert rows == list(range(n))
     assert plan[:, 1].max() <= micro

@@ -1,12 +1,13 @@
 """Losses and metrics against torch's and scikit-learn's own."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
 
-from tuner.learning.metrics import finish, row_loss, row_metric, smoothed_loss
+from tuner.learning.metrics import Head, batch_loss, finish, head_of, row_loss, row_metric
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0], [1.0, 1.5, 0.0], [0.0, 0.0, 0.1]], dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 1, 2])
@@ -27,10 +28,21 @@ def test_regression_metrics_are_in_the_targets_unit() -> None:
     assert row_metric("mae", outputs, y, 10.0).mean().item() == pytest.approx(5.0)
 
 
-def test_losses_equal_torchs() -> None:
-    assert row_loss("classification", LOGITS, LABELS).mean() == smoothed_loss("classification", LOGITS, LABELS, 0.0)
-    outputs, y = torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 3.0])
-    assert row_loss("regression", outputs, y).mean() == smoothed_loss("regression", outputs, y, 0.0)
+@pytest.mark.parametrize("head", get_args(Head))
+def test_losses_equal_torchs(head: Head) -> None:
+    if head == "square":
+        outputs, y = torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 3.0])
+    else:
+        outputs, y = LOGITS, LABELS
+    assert row_loss(head, outputs, y).mean().item() == pytest.approx(batch_loss(head, outputs, y, 0.0).item())
+
+
+def test_a_loss_belongs_to_a_task() -> None:
+    assert head_of("auto", "classification") == "cross_entropy"
+    assert head_of("auto", "regression") == head_of("square", "regression") == "square"
+    assert head_of("square", "classification") == "square_of_classes"
+    with pytest.raises(ValueError, match="hinge is not for regression"):
+        head_of("hinge", "regression")
 
 
 def test_lanes_broadcast_over_the_same_labels() -> None:

@@ -90,7 +90,7 @@ class TestContract:
                 assert domain.contains(params[key])
                 assert domain.exact(params[key]) == params[key]
             assert all(params[key] == value for key, value in spec.search_space.constants.items())
-            types = {"float": float, "int": int, "categorical": str}
+            types = {"float": float, "int": int, "bool": bool, "categorical": str}
             assert all(type(params[key]) is types[rule.kind] for key, rule in HYPERPARAMETERS.items())
             assert isinstance(spec.trial_config(params), TrialConfig)
 

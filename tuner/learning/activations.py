@@ -13,6 +13,18 @@ from tuner.trial import Activation
 LEAKY_SLOPE = 0.01  # the lecture's α
 
 
+class Step(nn.Module):
+    """1 where z > 0, else 0; any shape, kept.
+
+    Its derivative is zero wherever it exists, so the backward pass takes the identity's: the straight-through estimator
+    (Bengio, Léonard, Courville 2013).
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        hard = (z > 0).to(z.dtype)
+        return z + (hard - z).detach()
+
+
 def module(name: Activation) -> nn.Module:
     """The ordinary torch module: the specification of the fused kernels."""
     modules: dict[Activation, nn.Module] = {
@@ -22,6 +34,7 @@ def module(name: Activation) -> nn.Module:
         "sigmoid": nn.Sigmoid(),
         "gelu": nn.GELU(),
         "silu": nn.SiLU(),
+        "step": Step(),
     }
     return modules[name]
 
@@ -38,6 +51,8 @@ def value(name: Activation, z: Tensor) -> Tensor:
         return torch.sigmoid(z)
     if name == "gelu":
         return functional.gelu(z)
+    if name == "step":
+        return (z > 0).to(z.dtype)
     return functional.silu(z)
 
 
@@ -56,10 +71,7 @@ def value_and_derivative(name: Activation, z: Tensor) -> tuple[Tensor, Tensor]:
     if name == "gelu":
         cdf = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
         return z * cdf, cdf + z * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    if name == "step":
+        return (z > 0).to(z.dtype), torch.ones_like(z)
     s = torch.sigmoid(z)
     return z * s, s * (1 + z * (1 - s))
-
-
-def zero_at_zero(name: Activation) -> bool:
-    """Whether φ(0) = 0: then a padded unit stays zero by itself."""
-    return name != "sigmoid"

@@ -10,10 +10,8 @@ How lanes differ inside one pack:
   only, and a lane's head reads the last hidden layer that the lane has. No lane passes through layers it lacks.
 - batch size: micro-steps of the smallest batch. A lane with a larger batch adds up gradients over several micro-steps
   and its optimizer steps on its own cadence.
-- learning rate, weight decay, dropout, momentum, schedule, smoothing: numbers of each lane, read by the kernels.
-
-Parameters, gradients and moments are flat buffers of the same layout: for each layer (the head first, as layer 0) the
-weights ``(K_l, in, out)``, then the biases ``(K_l, out)``.
+- learning rate, weight decay, dropout, momentum, schedule, smoothing, clipping, averaging: numbers of each lane, read
+  by the kernels.
 """
 
 from __future__ import annotations
@@ -28,16 +26,16 @@ import torch
 from torch import Tensor
 
 from tuner.learning.device import DeviceData
-from tuner.learning.kernels import kernels_for
-from tuner.learning.kernels.interface import Blocks, Kernels, LaneReal, Lanes, LaneWhole, Step
-from tuner.learning.kernels.reference import ADAM_BETA2
-from tuner.learning.metrics import row_loss, row_metric
-from tuner.learning.randomness import Purpose, dropout_threshold, epoch_order, uniform, words
-from tuner.learning.schedules import factor, steps_per_epoch
+from tuner.learning.kernels import kernels_for, norms
+from tuner.learning.kernels.interface import Blocks, Kernels, LaneReal, Lanes, LaneWhole, Real, Step, Whole
+from tuner.learning.layout import Layout
+from tuner.learning.metrics import head_of, row_loss, row_metric
+from tuner.learning.mlp import drawn_layer
+from tuner.learning.randomness import Purpose, dropout_threshold, epoch_order, words
+from tuner.learning.schedules import averaging_rate, batches, factor
 from tuner.spec import Metric
 from tuner.trial import TrialConfig
 
-ALIGN = 8  # hidden units are padded to a multiple: matrix kernels are slow on odd sizes
 EVALUATION_ROWS = 256  # rows of a validation pass at a time
 
 
@@ -62,189 +60,207 @@ class Pack:
     def __init__(self, lanes: Sequence[Lane], data: DeviceData, kernels: Kernels | None = None) -> None:
         signatures = {lane.config.signature for lane in lanes}
         if len(signatures) != 1:
-            raise ValueError(f"lanes of one pack need one signature, got {sorted(signatures)}")
+            raise ValueError(f"lanes of one pack need one signature, got {sorted(map(str, signatures))}")
         self.data = data
         self.kernels = kernels or kernels_for(data.device)
         order = sorted(range(len(lanes)), key=lambda i: -lanes[i].config.depth)
         self.lanes = [lanes[i] for i in order]
         self._place = {given: inside for inside, given in enumerate(order)}
-        configs = [lane.config for lane in self.lanes]
-        self.activation, self.optimizer = configs[0].activation, configs[0].optimizer
+        self.configs = [lane.config for lane in self.lanes]
+        first = self.configs[0]
+        self.activation, self.optimizer, self.norm, self.residual = (
+            first.activation,
+            first.optimizer,
+            first.norm,
+            first.residual,
+        )
+        self.head = head_of(first.loss, data.task)
         self.keys = np.array([lane.key for lane in self.lanes], dtype=np.uint64)
-        K, self.L = len(lanes), configs[0].depth
-        n, D, C = len(data.x_train), data.n_features, data.n_outputs
-        self.H = -(-max(c.width for c in configs) // ALIGN) * ALIGN
-        self.batch_sizes = [min(c.batch_size, n) for c in configs]
-        self.B = min(self.batch_sizes)
-        self.accumulate = len(set(self.batch_sizes)) > 1
-        # counts[l] lanes have a hidden layer l; the head (layer 0) belongs to all.
-        self.counts = [K, *(sum(c.depth >= layer for c in configs) for layer in range(1, self.L + 1))]
-        self._allocate(K, n, D, C)
-        self._describe_lanes(configs)
-        keeps_best = any(c.keep == "best" for c in configs)
-        self.best_theta = torch.zeros_like(self.theta) if keeps_best else None
+        self.layout = Layout(self.configs, data.n_features, data.n_outputs)
+        self.K, self.L, self.H = self.layout.K, self.layout.L, self.layout.H
+        n = len(data.x_train)
+        self.B = min(min(c.batch_size, n) for c in self.configs)
+        self.accumulate = len({min(c.batch_size, n) for c in self.configs}) > 1
+        self.drops_inputs = any(c.input_dropout > 0 for c in self.configs)
+        self.clips = any(c.clip_norm > 0 for c in self.configs)
+        self.averages = any(c.averaging != "none" for c in self.configs)
+        self._allocate_parameters()
+        self._allocate_activations(n)
+        self._describe_lanes()
         for k, lane in enumerate(self.lanes):
             self._initialize(k, lane)
 
     # ---- buffers ----
 
-    def _allocate(self, K: int, n: int, D: int, C: int) -> None:
+    def _allocate_parameters(self) -> None:
+        layout, handle = self.layout, self.kernels.handle
         device, dtype = self.data.device, self.data.dtype
-        shapes = [(self.H, C), (D, self.H), *[(self.H, self.H)] * (self.L - 1)]
-        offsets, sizes, counts, is_weight = [], [], [], []
-        total = 0
-        for (rows, columns), count in zip(shapes, self.counts, strict=True):
-            for size, weight in ((rows * columns, 1), (columns, 0)):
-                offsets.append(total)
-                sizes.append(size)
-                counts.append(count)
-                is_weight.append(weight)
-                total += size * count
-        self._columns = (offsets, sizes, counts, is_weight)
-        moments = 1 if self.optimizer == "sgd" else 2
-        self.theta = torch.zeros(total, device=device, dtype=dtype)
-        self.gradient = torch.zeros_like(self.theta)
-        self.moments = tuple(torch.zeros_like(self.theta) for _ in range(moments))
 
-        def views(flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-            weights, biases = [], []
-            for layer, ((rows, columns), count) in enumerate(zip(shapes, self.counts, strict=True)):
-                w, b = offsets[2 * layer], offsets[2 * layer + 1]
-                weights.append(flat[w : w + count * rows * columns].view(count, rows, columns))
-                biases.append(flat[b : b + count * columns].view(count, columns))
-            return weights, biases
+        def flat() -> Tensor:
+            return torch.zeros(layout.size, device=device, dtype=dtype)
 
-        self.W, self.b = views(self.theta)
-        self.gW, self.gb = views(self.gradient)
-        B, H = self.B, self.H
-        self.x = torch.zeros(K, B, D, device=device, dtype=dtype)
+        self.theta, self.gradient = flat(), flat()
+        self.moments = tuple(flat() for _ in range(1 if self.optimizer in ("sgd", "nesterov") else 2))
+        # The weights that lanes are judged by: their average, or the parameters themselves.
+        self.mean = flat() if self.averages else self.theta
+        self.best = flat() if any(c.keep == "best" for c in self.configs) else None
+        self.W, self.b = layout.views(self.theta, "weight"), layout.views(self.theta, "bias")
+        self.gW, self.gb = layout.views(self.gradient, "weight"), layout.views(self.gradient, "bias")
+        self.judged = {name: layout.views(self.mean, name) for name in ("weight", "bias", "gain", "shift")}
+        self.gain, self.shift = layout.views(self.theta, "gain"), layout.views(self.theta, "shift")
+        self.g_gain, self.g_shift = layout.views(self.gradient, "gain"), layout.views(self.gradient, "shift")
+        # Batch normalisation's running mean and variance of each hidden layer: (2, K_l, H).
+        counts = layout.counts[1:] if self.norm == "batch" else []
+        self.running = [torch.zeros(2, count, self.H, device=device, dtype=dtype) for count in counts]
+        for running in self.running:
+            running[1] = 1
+        # Averaged weights have statistics of their own.
+        self.judged_running = [running.clone() for running in self.running] if self.averages else self.running
+        self.best_running = [running.clone() for running in self.running] if self.best is not None else []
+        self.coefficients = torch.ones(self.K, device=device, dtype=dtype)
+        columns = [[getattr(b, field) for b in layout.blocks] for field in ("offset", "size", "lanes", "decays")]
+        self._blocks = Blocks(*(handle(torch.tensor(column, dtype=torch.int64)) for column in columns))
+        self._h_theta, self._h_gradient, self._h_mean = handle(self.theta), handle(self.gradient), handle(self.mean)
+        self._h_moments = tuple(handle(m) for m in self.moments)
+        self._h_coefficients = handle(self.coefficients)
+        # What is added to a hidden layer before its activation: its shift where it is normalised, else its bias.
+        added, g_added = (self.b, self.gb) if self.norm == "none" else (self.shift, self.g_shift)
+        self._h_added = {layer: handle(vector) for layer, vector in {**added, 0: self.b[0]}.items()}
+        self._h_g_added = {layer: handle(vector) for layer, vector in {**g_added, 0: self.gb[0]}.items()}
+
+    def _allocate_activations(self, n: int) -> None:
+        device, dtype, handle = self.data.device, self.data.dtype, self.kernels.handle
+        counts, K, B, H, C = self.layout.counts, self.K, self.B, self.H, self.layout.C
+        self.x = torch.zeros(K, B, self.layout.D, device=device, dtype=dtype)
         self.y = torch.zeros(K, B, device=device, dtype=self.data.y_train.dtype)
         self.order = torch.zeros(K, n, device=device, dtype=torch.int64)
         self.words = torch.zeros(self.L + 1, 2, K, device=device, dtype=torch.int64)
-        self.a = [self.x, *(torch.zeros(count, B, H, device=device, dtype=dtype) for count in self.counts[1:])]
+        self.a = [self.x, *(torch.zeros(count, B, H, device=device, dtype=dtype) for count in counts[1:])]
         self.z = [torch.zeros_like(a) for a in self.a[1:]]
         self.da = [torch.zeros_like(a) for a in self.a[1:]]
         self.out = torch.zeros(K, B, C, device=device, dtype=dtype)
         self.loss = torch.zeros(K, device=device, dtype=torch.float64)
-        # Lanes whose last hidden layer is l are the contiguous run counts[l+1]..counts[l].
-        bounds = [*self.counts[1:], 0]
-        self.heads = [(layer + 1, bounds[layer + 1], bounds[layer]) for layer in range(self.L)]
-        self.heads = [(layer, first, last) for layer, first, last in self.heads if last > first]
-        handle = self.kernels.handle
-        self._blocks = Blocks(*(handle(torch.tensor(column)) for column in self._columns))
-        self._h_theta, self._h_gradient = handle(self.theta), handle(self.gradient)
-        self._h_moments = tuple(handle(m) for m in self.moments)
+        # Lanes whose last hidden layer is l are the run counts[l+1]..counts[l].
+        bounds = [*counts[1:], 0]
+        runs = [(layer + 1, bounds[layer + 1], bounds[layer]) for layer in range(self.L)]
+        self.heads = [(layer, first, last) for layer, first, last in runs if last > first]
         self._h_x, self._h_y, self._h_order = handle(self.x), handle(self.y), handle(self.order)
         self._h_words = [handle(self.words[layer]) for layer in range(self.L + 1)]
-        self._h_b, self._h_gb = [handle(b) for b in self.b], [handle(b) for b in self.gb]
         self._h_a = [handle(a) for a in self.a]
         self._h_z, self._h_da = [handle(z) for z in self.z], [handle(d) for d in self.da]
         self._h_out, self._h_loss = handle(self.out), handle(self.loss)
         self._h_data = (handle(self.data.x_train), handle(self.data.y_train))
 
-    def _describe_lanes(self, configs: Sequence[TrialConfig]) -> None:
-        whole = np.zeros((len(LaneWhole), len(configs)), dtype=np.int64)
-        real = np.zeros((len(LaneReal), len(configs)))
-        for k, c in enumerate(configs):
-            whole[:, k] = c.width, dropout_threshold(c.dropout)
-            coupled = 0.0 if c.optimizer == "adamw" else c.weight_decay
-            real[:, k] = 1 / (1 - c.dropout), c.label_smoothing, coupled, c.momentum
-        handle = self.kernels.handle
-        self._lane_tensors = (
-            torch.from_numpy(whole).to(self.data.device),
-            torch.from_numpy(real).to(self.data.device, self.data.dtype),
-        )
-        self.lane_numbers = Lanes(*(handle(t) for t in self._lane_tensors))
+    def _describe_lanes(self) -> None:
+        whole = np.zeros((len(LaneWhole), self.K), dtype=np.int64)
+        real = np.zeros((len(LaneReal), self.K))
+        for k, c in enumerate(self.configs):
+            whole[:, k] = c.width, dropout_threshold(c.dropout), dropout_threshold(c.input_dropout)
+            real[LaneReal.KEEP_SCALE, k] = 1 / (1 - c.dropout)
+            real[LaneReal.INPUT_SCALE, k] = 1 / (1 - c.input_dropout)
+            real[LaneReal.SMOOTHING, k] = c.label_smoothing
+            real[LaneReal.L2, k] = c.l2
+            real[LaneReal.COUPLED, k] = 0.0 if c.optimizer.startswith("adamw") else c.weight_decay
+            real[LaneReal.MOMENTUM, k], real[LaneReal.BETA2, k] = c.momentum, c.beta2
+            real[LaneReal.CLIP, k] = c.clip_norm
+        device = self.data.device
+        self._lane_tensors = (torch.from_numpy(whole).to(device), torch.from_numpy(real).to(device, self.data.dtype))
+        self.lane_numbers = Lanes(*(self.kernels.handle(t) for t in self._lane_tensors))
+        width = self._lane_tensors[0][LaneWhole.WIDTH]
+        inside = torch.arange(self.H, device=device) < width[:, None]
+        self._inside = inside.to(self.data.dtype)[:, None, :]  # (K, 1, H)
+        self._width = width.to(self.data.dtype)[:, None, None]  # (K, 1, 1)
 
     def _initialize(self, k: int, lane: Lane) -> None:
         """Fill lane k's parameters exactly as :class:`tuner.learning.mlp.MLP` starts."""
-        for layer, (fan_in, fan_out) in enumerate(self._true_shapes(k)):
-            drawn = torch.from_numpy(uniform(lane.key, layer, (fan_in + 1, fan_out), fan_in**-0.5))
-            self.W[layer][k, :fan_in, :fan_out] = drawn[:-1].to(self.theta)
-            self.b[layer][k, :fan_out] = drawn[-1].to(self.theta)
-
-    def _true_shapes(self, k: int) -> list[tuple[int, int]]:
-        """(in, out) of each layer of lane k without padding; the head first."""
-        config = self.lanes[k].config
-        hidden = [(self.data.n_features, config.width), *[(config.width, config.width)] * (config.depth - 1)]
-        return [(config.width, self.data.n_outputs), *hidden]
+        config, D, C = lane.config, self.layout.D, self.layout.C
+        shapes = [(config.width, C), (D, config.width), *[(config.width, config.width)] * (config.depth - 1)]
+        for layer, (fan_in, fan_out) in enumerate(shapes):
+            weight, bias = drawn_layer(lane.key, layer, fan_in, fan_out, config.initialization)
+            self.W[layer][k, :fan_in, :fan_out] = torch.from_numpy(weight).to(self.theta)
+            if layer in self.b:
+                self.b[layer][k, :fan_out] = torch.from_numpy(bias).to(self.theta)
+            if layer > 0 and self.norm != "none":
+                self.gain[layer][k, :fan_out] = 1
+        if self.averages:
+            for ours, theirs in zip(self.layout.pieces(self.mean, k), self.layout.pieces(self.theta, k), strict=True):
+                ours.copy_(theirs)
 
     # ---- one epoch ----
 
     def train_epoch(self, epochs: Sequence[int]) -> npt.NDArray[np.float64]:
         """Train every lane for one epoch; ``epochs[i]`` is lane i's 1-based epoch. Mean training loss, (K,)."""
-        inside = np.empty(len(self.lanes), dtype=np.int64)
+        inside = np.empty(self.K, dtype=np.int64)
         for given, k in self._place.items():
             inside[k] = epochs[given]
-        whole, real = self._tables(inside)
+        whole, real, rows = self._tables(inside)
         self._draw(inside)
         self.loss.zero_()
-        handle = self.kernels.handle
-        whole_rows, real_rows = handle(torch.from_numpy(whole)), handle(torch.from_numpy(real).to(self.data.dtype))
+        device, handle = self.data.device, self.kernels.handle
+        whole_tensor = torch.from_numpy(whole).to(device)
+        real_tensor = torch.from_numpy(real).to(device, self.data.dtype)
+        whole_rows, real_rows = handle(whole_tensor), handle(real_tensor)
         for s in range(len(whole)):
-            self._train_step(Step(whole_rows[s], real_rows[s]))
-        return self._in_given_order(self.loss.cpu().numpy() / len(self.data.x_train))
+            self._train_step(Step(whole_rows[s], real_rows[s]), whole_tensor[s])
+        if self.norm == "batch" and self.averages:
+            self._refresh_statistics()
+        return self._in_given_order(self.loss.cpu().numpy() / rows)
 
     def _draw(self, epochs: npt.NDArray[np.int64]) -> None:
         """Each lane's order and dropout words for its epoch."""
         n = len(self.data.x_train)
         order = np.stack([epoch_order(int(key), int(e), n) for key, e in zip(self.keys, epochs, strict=True)])
         self.order.copy_(torch.from_numpy(order))
-        drawn = np.zeros(self.words.shape, dtype=np.int64)
-        for layer in range(1, self.L + 1):
-            drawn[layer] = words(self.keys, Purpose.DROPOUT, epochs, layer)
-        self.words.copy_(torch.from_numpy(drawn))
+        drawn = np.stack([words(self.keys, Purpose.DROPOUT, epochs, layer) for layer in range(self.L + 1)])
+        self.words.copy_(torch.from_numpy(drawn.astype(np.int64)))
 
-    def _tables(self, epochs: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """What each lane does in each micro-step of the epoch: (S, 3, K) whole and (S, 4, K) real numbers."""
-        n, K = len(self.data.x_train), len(self.lanes)
-        plans = {b: micro_steps(n, b, self.B) for b in set(self.batch_sizes)}
-        S = max(len(plan) for plan in plans.values())
-        whole = np.zeros((S, 3, K), dtype=np.int64)
-        real = np.ones((S, 4, K))
-        for k, lane in enumerate(self.lanes):
-            plan = plans[self.batch_sizes[k]]
+    def _tables(
+        self, epochs: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """What each lane does in each micro-step of the epoch: (S, 3, K) whole and (S, 5, K) real numbers, see
+        :class:`Whole` and :class:`Real`; and the rows that each lane trains on, (K,).
+        """
+        n = len(self.data.x_train)
+        cuts = [batches(n, c) for c in self.configs]
+        plans = [micro_steps(cut, self.B) for cut in cuts]
+        S = max(map(len, plans))
+        whole = np.zeros((S, len(Whole), self.K), dtype=np.int64)
+        real = np.zeros((S, len(Real), self.K))
+        real[:, [Real.DENOMINATOR, Real.SHRINK], :] = 1
+        for k, (config, cut, plan) in enumerate(zip(self.configs, cuts, plans, strict=True)):
             whole[: len(plan), :, k] = plan[:, :3]
-            real[: len(plan), 0, k] = 1 / plan[:, 3]
-            config, steps = lane.config, steps_per_epoch(n, self.batch_sizes[k])
-            ends = np.flatnonzero(plan[:, 2])
+            real[: len(plan), Real.ROW_WEIGHT, k] = 1 / plan[:, 3]
+            steps, ends = len(cut), np.flatnonzero(plan[:, 2])
             index = (epochs[k] - 1) * steps + np.arange(steps)
-            eta = config.learning_rate * factor(config.schedule, index, config.max_epochs * steps, config.warmup)
-            if config.optimizer == "sgd":
-                real[ends, 1, k] = eta
-                continue
-            real[ends, 1, k] = eta / (1 - config.momentum ** (index + 1))
-            real[ends, 2, k] = np.sqrt(1 - ADAM_BETA2 ** (index + 1))
+            eta = config.peak_learning_rate * factor(config, index, steps)
+            real[ends, Real.AVERAGE, k] = averaging_rate(config, int(epochs[k]), steps)
+            real[ends, Real.STEP_SIZE, k] = eta
+            if config.optimizer.startswith("adam"):
+                real[ends, Real.STEP_SIZE, k] /= 1 - config.momentum ** (index + 1)
+                real[ends, Real.DENOMINATOR, k] = np.sqrt(1 - config.beta2 ** (index + 1))
             if config.optimizer == "adamw":
-                real[ends, 3, k] = 1 - eta * config.weight_decay
-        return whole, real
+                real[ends, Real.SHRINK, k] = 1 - eta * config.weight_decay
+            elif config.optimizer == "adamw_decoupled":
+                real[ends, Real.SHRINK, k] = 1 - config.weight_decay
+        return whole, real, np.array([sum(size for _, size in cut) for cut in cuts])
 
-    def _train_step(self, step: Step) -> None:
-        kernels, counts, accumulate = self.kernels, self.counts, self.accumulate
+    def _train_step(self, step: Step, whole: Tensor) -> None:
+        kernels, counts, accumulate = self.kernels, self.layout.counts, self.accumulate
         beta = 1.0 if accumulate else 0.0
         kernels.gather(*self._h_data, self._h_order, step, self._h_x, self._h_y)
-        for layer in range(1, self.L + 1):
-            count = counts[layer]
-            torch.bmm(self.a[layer - 1][:count], self.W[layer], out=self.z[layer - 1])
-            kernels.hidden_forward(
-                self.activation,
-                self._h_z[layer - 1],
-                self._h_b[layer],
-                self._h_words[layer],
-                step,
-                self.lane_numbers,
-                self._h_a[layer],
-            )
+        if self.drops_inputs:
+            kernels.drop_inputs(self._h_x, self._h_words[0], step, self.lane_numbers)
+        saved = [self._forward_layer(layer, step, whole) for layer in range(1, self.L + 1)]
         for layer, first, last in self.heads:
             torch.bmm(self.a[layer][first:last], self.W[0][first:last], out=self.out[first:last])
         kernels.head(
-            self.data.task,
+            self.head,
             self._h_out,
-            self._h_b[0],
+            self._h_added[0],
             self._h_y,
             step,
             self.lane_numbers,
-            self._h_gb[0],
+            self._h_g_added[0],
             self._h_loss,
             accumulate,
         )
@@ -253,45 +269,157 @@ class Pack:
             torch.baddbmm(self.gW[0][first:last], a.transpose(1, 2), out, beta=beta, out=self.gW[0][first:last])
             torch.bmm(out, self.W[0][first:last].transpose(1, 2), out=self.da[layer - 1][first:last])
         for layer in range(self.L, 0, -1):
-            count, dz = counts[layer], self.da[layer - 1]
-            kernels.hidden_backward(self._h_da[layer - 1], self._h_z[layer - 1], self._h_gb[layer], accumulate)
+            count, da = counts[layer], self.da[layer - 1]
+            through = self.residual and layer > 1
+            if through:  # what the layer adds to its input passes the gradient on as it is
+                self.da[layer - 2][:count].copy_(da)
+            self._backward_layer(layer, saved[layer - 1], whole)
             below = self.a[layer - 1][:count]
-            torch.baddbmm(self.gW[layer], below.transpose(1, 2), dz, beta=beta, out=self.gW[layer])
+            torch.baddbmm(self.gW[layer], below.transpose(1, 2), da, beta=beta, out=self.gW[layer])
             if layer > 1:
-                torch.bmm(dz, self.W[layer].transpose(1, 2), out=self.da[layer - 2][:count])
+                under = self.da[layer - 2][:count]
+                torch.baddbmm(under, da, self.W[layer].transpose(1, 2), beta=1.0 if through else 0.0, out=under)
+        if self.clips:
+            kernels.clip(self._h_theta, self._h_gradient, self._blocks, self.lane_numbers, self._h_coefficients)
         kernels.optimize(
             self.optimizer,
             self._h_theta,
             self._h_gradient,
             self._h_moments,
+            self._h_coefficients,
             self._blocks,
             step,
             self.lane_numbers,
             accumulate,
         )
+        if self.averages:
+            kernels.average(self._h_theta, self._h_mean, self._blocks, step)
+
+    def _forward_layer(self, layer: int, step: Step, whole: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Hidden layer ``layer`` of a micro-step; what its normalisation's backward pass needs, if it has one."""
+        count = self.layout.counts[layer]
+        below, z = self.a[layer - 1][:count], self.z[layer - 1]
+        torch.bmm(below, self.W[layer], out=z)
+        saved = None
+        if self.norm != "none":
+            if self.norm == "layer":
+                z += self.b[layer][:, None, :]
+                saved = norms.layer_forward(z, self._width[:count], self._inside[:count])
+            else:
+                live, rows = self._live(whole, count)
+                normalised, inverse, mean, variance = norms.batch_forward(z, live, rows)
+                self._track(layer, mean, variance, rows.squeeze(2))
+                saved = normalised, inverse
+            torch.mul(saved[0], self.gain[layer][:, None, :], out=z)
+        self.kernels.hidden_forward(
+            self.activation,
+            self._h_z[layer - 1],
+            self._h_added[layer],
+            self._h_words[layer],
+            step,
+            self.lane_numbers,
+            self._h_a[layer],
+        )
+        if self.residual and layer > 1:
+            self.a[layer] += below
+        return saved
+
+    def _backward_layer(self, layer: int, saved: tuple[Tensor, Tensor] | None, whole: Tensor) -> None:
+        """da of hidden layer ``layer`` becomes the gradient by its linear map; vectors get their gradients."""
+        count, accumulate, da = self.layout.counts[layer], self.accumulate, self.da[layer - 1]
+        self.kernels.hidden_backward(self._h_da[layer - 1], self._h_z[layer - 1], self._h_g_added[layer], accumulate)
+        if saved is None:
+            return
+        normalised, inverse = saved
+        gain = self.gain[layer]
+        _add_or_set(self.g_gain[layer], (da * normalised).sum(1), accumulate)
+        if self.norm == "layer":
+            dz = norms.layer_backward(da, normalised, inverse, gain, self._width[:count], self._inside[:count])
+        else:
+            dz = norms.batch_backward(da, normalised, inverse, gain, *self._live(whole, count))
+        da.copy_(dz)
+        if layer in self.gb:
+            _add_or_set(self.gb[layer], da.sum(1), accumulate)
+
+    # ---- batch normalisation ----
+
+    def _live(self, whole: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Which rows of the micro-step count, (K_l, B, 1), and how many they are, (K_l, 1, 1), at least 1."""
+        rows = whole[Whole.COUNT][:count]
+        live = torch.arange(self.B, device=whole.device) < rows[:, None]
+        return live.to(self.data.dtype)[:, :, None], rows.clamp(min=1).to(self.data.dtype)[:, None, None]
+
+    def _track(self, layer: int, mean: Tensor, variance: Tensor, rows: Tensor) -> None:
+        """Move the running statistics towards a batch's; the variance unbiased, as in torch."""
+        unbiased = variance * rows / (rows - 1).clamp(min=1)
+        running, new = self.running[layer - 1], torch.stack([mean, unbiased])
+        seen = (rows > 1).to(mean.dtype)  # a lane whose epoch is over has no batch
+        running += norms.MOMENTUM * seen * (new - running)
+
+    def _refresh_statistics(self) -> None:
+        """The averaged weights' statistics: the mean over the training rows in order, batch by batch."""
+        x = self.data.x_train
+        cut = batches(len(x), self.configs[0])
+        total = [torch.zeros_like(running) for running in self.running]
+        for start, size in cut:
+            below = x[start : start + size].expand(self.K, size, -1)
+            for layer in range(1, self.L + 1):
+                count = self.layout.counts[layer]
+                z = torch.bmm(below[:count], self.judged["weight"][layer])
+                variance, mean = torch.var_mean(z, dim=1)
+                total[layer - 1] += torch.stack([mean, variance]) / len(cut)
+                normalised = (z - mean[:, None, :]) * torch.rsqrt(z.var(1, correction=0, keepdim=True) + norms.EPS)
+                below = self._activate(layer, normalised, below)
+        for layer in range(self.L):
+            count = self.layout.counts[layer + 1]
+            averaging = torch.tensor([c.averaging != "none" for c in self.configs[:count]], device=x.device)
+            chosen = torch.where(averaging[:, None], total[layer], self.running[layer])
+            self.judged_running[layer].copy_(chosen)
+
+    def _activate(self, layer: int, normalised: Tensor, below: Tensor) -> Tensor:
+        """Hidden layer ``layer`` of the judged weights from its normalised pre-activations on, dropout off."""
+        z = normalised * self.judged["gain"][layer][:, None, :]
+        handle = self.kernels.handle
+        self.kernels.hidden_infer(self.activation, handle(z), handle(self.judged["shift"][layer]), self.lane_numbers)
+        return z + below[: len(z)] if self.residual and layer > 1 else z
 
     # ---- evaluation ----
 
     @torch.no_grad()
     def outputs(self, x: Tensor) -> Tensor:
-        """Every lane's outputs on the same rows, dropout off: (n, D) -> (K, n, C), in the order lanes were given."""
+        """Every lane's outputs on the same rows, of the weights it is judged by, dropout off.
+
+        (n, D) -> (K, n, C), in the order the lanes were given.
+        """
         parts = [self._infer(rows) for rows in torch.split(x, EVALUATION_ROWS)]
         joined = torch.cat(parts, dim=1)
-        return joined[[self._place[given] for given in range(len(self.lanes))]]
+        return joined[[self._place[given] for given in range(self.K)]]
 
     def _infer(self, x: Tensor) -> Tensor:
-        handle = self.kernels.handle
-        K, C = self.counts[0], self.out.shape[2]
-        out = torch.empty(K, len(x), C, device=x.device, dtype=x.dtype)
-        below = x.expand(K, *x.shape)
+        handle, judged = self.kernels.handle, self.judged
+        out = torch.empty(self.K, len(x), self.layout.C, device=x.device, dtype=x.dtype)
+        below = x.expand(self.K, *x.shape)
         heads = {layer: (first, last) for layer, first, last in self.heads}
         for layer in range(1, self.L + 1):
-            z = torch.bmm(below[: self.counts[layer]], self.W[layer])
-            self.kernels.hidden_infer(self.activation, handle(z), self._h_b[layer], self.lane_numbers)
+            count = self.layout.counts[layer]
+            a = torch.bmm(below[:count], judged["weight"][layer])
+            if self.norm == "none":
+                self.kernels.hidden_infer(self.activation, handle(a), handle(judged["bias"][layer]), self.lane_numbers)
+                if self.residual and layer > 1:
+                    a += below[:count]
+            else:
+                if self.norm == "layer":
+                    a += judged["bias"][layer][:, None, :]
+                    normalised, _ = norms.layer_forward(a, self._width[:count], self._inside[:count])
+                else:
+                    mean, variance = self.judged_running[layer - 1][:, :, None, :]
+                    normalised = (a - mean) * torch.rsqrt(variance + norms.EPS)
+                a = self._activate(layer, normalised, below)
             if layer in heads:
                 first, last = heads[layer]
-                torch.baddbmm(self.b[0][first:last, None, :], z[first:last], self.W[0][first:last], out=out[first:last])
-            below = z
+                bias, weight = judged["bias"][0][first:last, None, :], judged["weight"][0][first:last]
+                torch.baddbmm(bias, a[first:last], weight, out=out[first:last])
+            below = a
         return out
 
     @torch.no_grad()
@@ -299,7 +427,7 @@ class Pack:
         """Each lane's mean loss on the validation rows, and the mean of its row metric (see metrics.finish): (K,)."""
         data = self.data
         outputs = self.outputs(data.x_val)
-        loss = row_loss(data.task, outputs, data.y_val).mean(1, dtype=torch.float64)
+        loss = row_loss(self.head, outputs, data.y_val).mean(1, dtype=torch.float64)
         value = row_metric(metric, outputs, data.y_val, data.target_sd).mean(1, dtype=torch.float64)
         return loss.cpu().numpy(), value.cpu().numpy()
 
@@ -307,85 +435,94 @@ class Pack:
 
     @property
     def _flats(self) -> dict[str, Tensor]:
-        best = {} if self.best_theta is None else {"best_theta": self.best_theta}
-        return {"theta": self.theta, **{f"moment{i}": m for i, m in enumerate(self.moments)}, **best}
+        flats = {"theta": self.theta, **{f"moment{i}": m for i, m in enumerate(self.moments)}}
+        if self.averages:
+            flats["mean"] = self.mean
+        if self.best is not None:
+            flats["best"] = self.best
+        return flats
 
     def mark_best(self, given: Sequence[int]) -> None:
-        """Remember the current weights of these lanes as their best so far."""
-        if self.best_theta is None or not given:
+        """Remember the weights these lanes are judged by now, and their statistics, as the best so far."""
+        if self.best is None or not given:
             return
         places = torch.tensor([self._place[i] for i in given], device=self.theta.device)
-        for offset, size, count, _ in zip(*self._columns, strict=True):
-            lanes = places[places < count]
-            now = self.theta[offset : offset + size * count].view(count, size)
-            self.best_theta[offset : offset + size * count].view(count, size)[lanes] = now[lanes]
+        for block in self.layout.blocks:
+            lanes = places[places < block.lanes]
+            block.view(self.best)[lanes] = block.view(self.mean)[lanes]
+        for kept, running in zip(self.best_running, self.judged_running, strict=False):
+            lanes = places[places < running.shape[1]]
+            kept[:, lanes] = running[:, lanes]
 
     def export(self, given: int) -> Arrays:
-        """Lane ``given``'s parameters and moments without padding: each a flat vector, layer by layer, head first.
+        """Lane ``given``'s numbers without padding, each array a flat vector, layer by layer, the head first.
 
-        Keys: ``theta``, ``moment0`` (Adam and AdamW: and ``moment1``), and ``best_theta`` if the lane keeps its best.
+        Keys: ``theta``; ``moment0`` and, but for SGD, ``moment1``; ``mean`` if the lane averages; ``best`` if it keeps
+        its best; with batch normalisation ``running``, mean and variance of each layer, and likewise ``mean_running``
+        and ``best_running``.
         """
-        k = self._place[given]
-        arrays = {name: self._cut(flat, k).cpu().numpy().copy() for name, flat in self._flats.items()}
-        if self.lanes[k].config.keep != "best":
-            arrays.pop("best_theta", None)
+        k, config = self._place[given], self.lanes[self._place[given]].config
+        arrays = {}
+        for name, flat in self._flats.items():
+            if (name == "mean" and config.averaging == "none") or (name == "best" and config.keep != "best"):
+                continue
+            pieces = [piece.reshape(-1) for piece in self.layout.pieces(flat, k)]
+            arrays[name] = torch.cat(pieces).cpu().numpy().copy()
+        if self.norm == "batch":
+            arrays["running"] = self._own_statistics(self.running, k)
+            if config.averaging != "none":
+                arrays["mean_running"] = self._own_statistics(self.judged_running, k)
+            if config.keep == "best":
+                arrays["best_running"] = self._own_statistics(self.best_running, k)
         return arrays
 
     def restore(self, given: int, arrays: Arrays) -> None:
         """Put back what ``export`` gave, of this or any other pack that holds an equal lane."""
         k = self._place[given]
         for name, flat in self._flats.items():
-            if name not in arrays:
+            # A lane that does not average is judged by its parameters, in a pack that averages as in any other.
+            stored = arrays.get(name, arrays["theta"] if name == "mean" else None)
+            if stored is None:
                 continue
-            vector = torch.from_numpy(np.asarray(arrays[name])).to(flat)
+            vector = torch.from_numpy(np.asarray(stored)).to(flat)
             used = 0
-            for piece in self._pieces(flat, k):
+            for piece in self.layout.pieces(flat, k):
                 piece.copy_(vector[used : used + piece.numel()].view(piece.shape))
                 used += piece.numel()
+        if "running" not in arrays:
+            return
+        self._put_statistics(self.running, k, arrays["running"])
+        self._put_statistics(self.judged_running, k, arrays.get("mean_running", arrays["running"]))
+        if "best_running" in arrays:
+            self._put_statistics(self.best_running, k, arrays["best_running"])
 
-    def _cut(self, flat: Tensor, k: int) -> Tensor:
-        return torch.cat([piece.reshape(-1) for piece in self._pieces(flat, k)])
+    def _own_statistics(self, running: Sequence[Tensor], k: int) -> npt.NDArray[Any]:
+        config = self.lanes[k].config
+        own = [layer[:, k, : config.width] for layer in running[: config.depth]]
+        statistics: npt.NDArray[Any] = torch.stack(own).cpu().numpy().copy()
+        return statistics
 
-    def _pieces(self, flat: Tensor, k: int) -> list[Tensor]:
-        """Views of lane k's true weights and biases inside a flat buffer."""
-        offsets, sizes, _, _ = self._columns
-        pieces = []
-        for layer, (fan_in, fan_out) in enumerate(self._true_shapes(k)):
-            w, b = offsets[2 * layer] + k * sizes[2 * layer], offsets[2 * layer + 1] + k * sizes[2 * layer + 1]
-            rows, columns = self.W[layer].shape[1:]
-            pieces.append(flat[w : w + rows * columns].view(rows, columns)[:fan_in, :fan_out])
-            pieces.append(flat[b : b + fan_out])
-        return pieces
+    def _put_statistics(self, running: Sequence[Tensor], k: int, stored: npt.NDArray[Any]) -> None:
+        for layer, own in zip(running, torch.from_numpy(stored), strict=False):
+            layer[:, k, : own.shape[1]] = own.to(layer)
 
     def _in_given_order(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return values[[self._place[given] for given in range(len(self.lanes))]]
+        return values[[self._place[given] for given in range(self.K)]]
 
 
-def micro_steps(n: int, batch: int, micro: int) -> npt.NDArray[np.int64]:
-    """The micro-steps of one epoch of ``n`` rows: (S, 4) columns start, rows, optimizer steps after it, batch rows.
+def micro_steps(cut: Sequence[tuple[int, int]], micro: int) -> npt.NDArray[np.int64]:
+    """The micro-steps of one epoch cut into batches: (S, 4) columns start, rows, optimizer steps after it, batch rows.
 
-    >>> micro_steps(10, 6, 4).tolist()
+    >>> micro_steps([(0, 6), (6, 4)], 4).tolist()
     [[0, 4, 0, 6], [4, 2, 1, 6], [6, 4, 1, 4]]
     """
     plan = []
-    for first in range(0, n, batch):
-        rows = min(batch, n - first)
+    for first, rows in cut:
         for start in range(0, rows, micro):
             count = min(micro, rows - start)
             plan.append((first + start, count, int(start + count == rows), rows))
     return np.array(plan, dtype=np.int64)
 
 
-def tensors_of(
-    theta: npt.NDArray[np.float32], config: TrialConfig, D: int, C: int
-) -> dict[str, npt.NDArray[np.float32]]:
-    """A lane's flat parameters as named arrays in torch's orientation, ``weight`` (out, in) and ``bias`` (out,)."""
-    shapes = [(config.width, C), (D, config.width), *[(config.width, config.width)] * (config.depth - 1)]
-    named, used = {}, 0
-    for layer, (fan_in, fan_out) in enumerate(shapes):
-        name = "head" if layer == 0 else f"hidden.{layer}"
-        named[f"{name}.weight"] = theta[used : used + fan_in * fan_out].reshape(fan_in, fan_out).T.copy()
-        used += fan_in * fan_out
-        named[f"{name}.bias"] = theta[used : used + fan_out].copy()
-        used += fan_out
-    return named
+def _add_or_set(gradient: Tensor, total: Tensor, accumulate: bool) -> None:
+    gradient.add_(total) if accumulate else gradient.copy_(total)

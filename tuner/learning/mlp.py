@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from tuner.learning import activations
 from tuner.learning.randomness import keep_mask, uniform
-from tuner.trial import TrialConfig
+from tuner.trial import Initialization, Norm, TrialConfig
 
 
 @dataclass
@@ -41,42 +43,66 @@ class CounterDropout(nn.Module):
         return x * torch.from_numpy(mask).to(x.device, x.dtype) / (1 - self.p)
 
 
-class MLP(nn.Module):
-    """``depth`` hidden layers of ``width`` units, each Linear, φ, dropout; then a linear head.
+class Block(nn.Module):
+    """One hidden layer: Linear, normalisation, φ, dropout; added to its input where ``residual``. (B, in) -> (B, H)."""
 
-    Shape: (B, D) -> (B, C). Weights and biases start as ``nn.Linear`` starts them, uniform in ±1/√fan_in, drawn from
-    the lane's own stream.
+    def __init__(self, config: TrialConfig, fan_in: int, layer: int, key: int, counter: DropoutCounter) -> None:
+        super().__init__()
+        self.linear = nn.Linear(fan_in, config.width, bias=config.norm != "batch")  # it would take the bias away again
+        norms: dict[Norm, nn.Module] = {
+            "none": nn.Identity(),
+            "layer": nn.LayerNorm(config.width),
+            "batch": nn.BatchNorm1d(config.width),
+        }
+        self.norm = norms[config.norm]
+        self.activation = activations.module(config.activation)
+        self.dropout = CounterDropout(key, layer, config.dropout, counter)
+        self.residual = config.residual and layer > 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dropout(self.activation(self.norm(self.linear(x))))
+        return x + out if self.residual else out
+
+
+class MLP(nn.Module):
+    """``depth`` hidden layers of ``width`` units, then a linear head; inputs may be dropped too.
+
+    Shape: (B, D) -> (B, C). Weights and biases are drawn from the lane's own stream, see :func:`initialize`.
     """
 
     def __init__(self, config: TrialConfig, n_features: int, n_outputs: int, key: int) -> None:
         super().__init__()
         self.counter = DropoutCounter()
-        layers: list[nn.Module] = []
-        fan_in = n_features
-        for layer in range(1, config.depth + 1):
-            layers += [
-                nn.Linear(fan_in, config.width),
-                activations.module(config.activation),
-                CounterDropout(key, layer, config.dropout, self.counter),
-            ]
-            fan_in = config.width
-        self.hidden = nn.Sequential(*layers)
-        self.head = nn.Linear(fan_in, n_outputs)
-        for layer, linear in enumerate(self.linears()):
-            initialize(linear, key, layer)
-
-    def linears(self) -> list[nn.Linear]:
-        """The head first (layer 0), then the hidden layers from the input on (layers 1, 2, …)."""
-        return [self.head, *(m for m in self.hidden if isinstance(m, nn.Linear))]
+        self.input_dropout = CounterDropout(key, 0, config.input_dropout, self.counter)
+        fan_ins = [n_features, *[config.width] * (config.depth - 1)]
+        blocks = [Block(config, fan_in, layer, key, self.counter) for layer, fan_in in enumerate(fan_ins, start=1)]
+        self.hidden = nn.Sequential(*blocks)
+        self.head = nn.Linear(config.width, n_outputs)
+        for layer, linear in enumerate([self.head, *(block.linear for block in blocks)]):
+            initialize(linear, key, layer, config.initialization)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.hidden(x))
+        out: Tensor = self.head(self.hidden(self.input_dropout(x)))
         return out
 
 
-def initialize(linear: nn.Linear, key: int, layer: int) -> None:
-    """Fill one layer from a lane's stream. Row i of the draw holds input i's weights, the last row the bias."""
-    drawn = uniform(key, layer, (linear.in_features + 1, linear.out_features), 1 / math.sqrt(linear.in_features))
+def initialize(linear: nn.Linear, key: int, layer: int, initialization: Initialization = "torch") -> None:
+    """Fill one layer from a lane's stream; the head is layer 0."""
+    weight, bias = drawn_layer(key, layer, linear.in_features, linear.out_features, initialization)
     with torch.no_grad():
-        linear.weight.copy_(torch.from_numpy(drawn[:-1].T))
-        linear.bias.copy_(torch.from_numpy(drawn[-1]))
+        linear.weight.copy_(torch.from_numpy(weight.T))
+        if linear.bias is not None:
+            linear.bias.copy_(torch.from_numpy(bias))
+
+
+def drawn_layer(
+    key: int, layer: int, fan_in: int, fan_out: int, initialization: Initialization
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Initial weights (fan_in, fan_out) and biases (fan_out,).
+
+    ``torch``: both uniform in ±1/√fan_in. ``xavier``: weights in ±√(6/(fan_in + fan_out)); ``he``: in ±√(6/fan_in);
+    both with zero biases. Row i of the draw holds input i's weights, the last row the bias.
+    """
+    bounds = {"torch": fan_in**-0.5, "xavier": math.sqrt(6 / (fan_in + fan_out)), "he": math.sqrt(6 / fan_in)}
+    drawn = uniform(key, layer, (fan_in + 1, fan_out), bounds[initialization])
+    return drawn[:-1], drawn[-1] if initialization == "torch" else np.zeros_like(drawn[-1])

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tuner.learning.lanes import ALIGN
+from tuner.learning.layout import padded
 from tuner.learning.trainer import LaneTask
-from tuner.trial import TrialConfig
+from tuner.trial import TrialConfig, Value
 
 BYTES_MOVED = 28  # an Adam step reads θ, g, m, v and writes θ, m, v: seven float32 a parameter
 
@@ -37,7 +37,7 @@ def machine_of(device: torch.device) -> Machine:
 
 def pack_seconds(configs: Sequence[TrialConfig], n: int, D: int, C: int, machine: Machine) -> float:
     """Estimated seconds of one epoch over ``n`` rows of ``D`` features and ``C`` outputs, all lanes as one pack."""
-    H = -(-max(c.width for c in configs) // ALIGN) * ALIGN
+    H = padded(max(c.width for c in configs))
     batches = [min(c.batch_size, n) for c in configs]
     B, L = min(batches), max(c.depth for c in configs)
     micro_steps = max(sum(-(-min(b, n - i) // B) for i in range(0, n, b)) for b in set(batches))
@@ -57,7 +57,7 @@ def plan_packs(tasks: Sequence[LaneTask], n: int, D: int, C: int, device: torch.
     line into runs. On a GPU launches are dear and one large pack wins; on a CPU padding is dear and cuts win.
     """
     machine = machine_of(device)
-    signatures: dict[tuple[str, ...], list[LaneTask]] = {}
+    signatures: dict[tuple[Value, ...], list[LaneTask]] = {}
     for task in tasks:
         signatures.setdefault(task.lane.config.signature, []).append(task)
     return [pack for group in signatures.values() for pack in _cut(group, n, D, C, machine)]

@@ -2,65 +2,100 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tuner.learning.device import DeviceData
-from tuner.learning.metrics import finish, row_loss, row_metric, smoothed_loss
+from tuner.learning.metrics import batch_loss, finish, head_of, row_loss, row_metric
 from tuner.learning.mlp import MLP
+from tuner.learning.optimizers import make_optimizer, split_parameters
 from tuner.learning.progress import EpochResult
 from tuner.learning.randomness import epoch_order
-from tuner.learning.schedules import factor, steps_per_epoch
+from tuner.learning.schedules import averaging_rate, batches, factor
 from tuner.spec import Metric
 from tuner.trial import TrialConfig
 
 
-def make_optimizer(config: TrialConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of torch that a configuration names. Weights decay; biases do not."""
-    parameters = list(model.named_parameters())
-    groups = [
-        {"params": [p for name, p in parameters if name.endswith("weight")], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in parameters if name.endswith("bias")], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-    family = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return family(groups, lr=config.learning_rate, betas=(config.momentum, 0.999))
+def train_alone(
+    model: MLP, config: TrialConfig, data: DeviceData, key: int, metric: Metric, kept: MLP | None = None
+) -> Iterator[EpochResult]:
+    """Train ``model`` in place, an epoch an iteration, for as long as the caller asks for the next one.
 
-
-def train_alone(model: MLP, config: TrialConfig, data: DeviceData, key: int, metric: Metric) -> Iterator[EpochResult]:
-    """Train ``model`` in place, an epoch an iteration, for as long as the caller asks for the next one."""
+    ``kept``, a model of the same form, gets the weights that the trial is judged by: the model's own, or their average.
+    """
+    kept = kept or copy.deepcopy(model)
+    head = head_of(config.loss, data.task)
     optimizer = make_optimizer(config, model)
+    decaying, _ = split_parameters(config, model)
     n = len(data.x_train)
-    batch = min(config.batch_size, n)
-    steps = steps_per_epoch(n, batch)
+    plan = batches(n, config)
     step = 0
     for epoch in range(1, config.max_epochs + 1):
         order = torch.from_numpy(epoch_order(key, epoch, n)).to(data.device)
+        rates = averaging_rate(config, epoch, len(plan))
         train_loss = 0.0
         model.train()
-        for start in range(0, n, batch):
-            rows = order[start : start + batch]
+        for (start, size), rate in zip(plan, rates, strict=True):
+            rows = order[start : start + size]
             model.counter.epoch, model.counter.start = epoch, start
-            share = factor(config.schedule, step, config.max_epochs * steps, config.warmup)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * float(share)
+                group["lr"] = config.peak_learning_rate * float(factor(config, step, len(plan)))
             optimizer.zero_grad()
-            loss = smoothed_loss(data.task, model(data.x_train[rows]), data.y_train[rows], config.label_smoothing)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = batch_loss(head, model(data.x_train[rows]), data.y_train[rows], config.label_smoothing)
+            penalty = config.l2 / 2 * sum(((p**2).sum() for p in decaying), torch.zeros((), device=data.device))
+            (loss + penalty).backward()  # type: ignore[no-untyped-call]
+            if config.clip_norm > 0:
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             optimizer.step()
-            train_loss += loss.item() * len(rows)
+            average(kept, model, float(rate))
+            train_loss += loss.item() * size
             step += 1
-        val_loss, value = evaluate_alone(model, data, metric)
-        yield EpochResult(epoch=epoch, train_loss=train_loss / n, val_loss=val_loss, value=value)
+        if config.norm == "batch":
+            refresh_statistics(kept, model, config, data)
+        val_loss, value = evaluate_alone(kept, config, data, metric)
+        yield EpochResult(
+            epoch=epoch, train_loss=train_loss / sum(size for _, size in plan), val_loss=val_loss, value=value
+        )
 
 
 @torch.no_grad()
-def evaluate_alone(model: MLP, data: DeviceData, metric: Metric) -> tuple[float, float]:
+def average(kept: MLP, model: MLP, rate: float) -> None:
+    """kept ← (1 - rate)·kept + rate·model, parameter by parameter."""
+    if rate == 0:
+        return
+    for mean, now in zip(kept.parameters(), model.parameters(), strict=True):
+        mean.copy_(now if rate == 1 else mean + rate * (now - mean))
+
+
+@torch.no_grad()
+def refresh_statistics(kept: MLP, model: MLP, config: TrialConfig, data: DeviceData) -> None:
+    """Batch normalisation's running statistics of the kept weights.
+
+    Without averaging they are the model's own. Averaged weights have none, so they are computed anew: the mean over the
+    training rows in order, in batches, of each batch's statistics, as ``torch.optim.swa_utils.update_bn`` computes
+    them, with dropout off.
+    """
+    norms = [m for m in kept.modules() if isinstance(m, nn.BatchNorm1d)]
+    if config.averaging == "none":
+        for ours, theirs in zip(norms, (m for m in model.modules() if isinstance(m, nn.BatchNorm1d)), strict=True):
+            ours.load_state_dict(theirs.state_dict())
+        return
+    kept.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for start, size in batches(len(data.x_train), config):
+        kept(data.x_train[start : start + size])
+
+
+@torch.no_grad()
+def evaluate_alone(model: MLP, config: TrialConfig, data: DeviceData, metric: Metric) -> tuple[float, float]:
     """Mean loss and metric on the validation rows."""
     model.eval()
-    outputs = model(data.x_val)
-    value = row_metric(metric, outputs, data.y_val, data.target_sd).mean().item()
-    return row_loss(data.task, outputs, data.y_val).mean().item(), finish(metric, value)
+    outputs: Tensor = model(data.x_val)
+    loss = row_loss(head_of(config.loss, data.task), outputs, data.y_val).mean().item()
+    return loss, finish(metric, row_metric(metric, outputs, data.y_val, data.target_sd).mean().item())

@@ -44,9 +44,14 @@ class LaneState:
         return cls(progress=progress, arrays={name: a for name, a in stored.items() if name != "progress"})
 
     @property
-    def kept_theta(self) -> np.ndarray:
-        """The weights that the trial is judged by: the best epoch's where they are kept, else the last's."""
-        return self.arrays.get("best_theta", self.arrays["theta"])
+    def kept(self) -> Arrays:
+        """The weights that the trial is judged by, as :meth:`Pack.restore` takes them: the best epoch's where they are
+        kept, averaged ones where the trial averages.
+        """
+        arrays = self.arrays
+        theta = arrays.get("best", arrays.get("mean", arrays["theta"]))
+        running = arrays.get("best_running", arrays.get("mean_running", arrays.get("running")))
+        return {"theta": theta, "mean": theta} | ({} if running is None else {"running": running})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,5 +160,5 @@ def kept_outputs(tasks: Sequence[LaneTask], states: Mapping[int, LaneState], dat
     """Outputs of the weights each lane keeps, dropout off: x (n, D) -> (K, n, C), in the order of ``tasks``."""
     pack = Pack([task.lane for task in tasks], data)
     for i, task in enumerate(tasks):
-        pack.restore(i, {"theta": states[task.lane.number].kept_theta})
+        pack.restore(i, states[task.lane.number].kept)
     return pack.outputs(x)

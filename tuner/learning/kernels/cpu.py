@@ -18,9 +18,11 @@ from torch import Tensor
 
 from tuner.learning.activations import LEAKY_SLOPE, value, value_and_derivative
 from tuner.learning.kernels.interface import Blocks, LaneReal, Lanes, LaneWhole, Real, Step, Whole
-from tuner.learning.kernels.reference import ADAM_BETA2, ADAM_EPS
+from tuner.learning.kernels.reference import CLIP_EPS
+from tuner.learning.metrics import Head
+from tuner.learning.optimizers import ADAM_EPS
 from tuner.learning.randomness import MIX_1, MIX_2, ROW_MULTIPLIER, UNIT_MULTIPLIER
-from tuner.trial import Activation, Optimizer, Task
+from tuner.trial import Activation, Optimizer
 
 Array = npt.NDArray[Any]
 
@@ -33,9 +35,9 @@ _16 = np.uint32(16)
 
 # Plain integers: numba reads enum members slowly or not at all.
 _START, _COUNT, _STEPS = int(Whole.START), int(Whole.COUNT), int(Whole.STEPS)
-_WEIGHT, _SIZE, _DENOMINATOR, _SHRINK = map(int, (Real.ROW_WEIGHT, Real.STEP_SIZE, Real.DENOMINATOR, Real.SHRINK))
-_WIDTH, _THRESHOLD = int(LaneWhole.WIDTH), int(LaneWhole.THRESHOLD)
-_SCALE, _SMOOTHING, _L2, _MOMENTUM = map(int, LaneReal)
+_WEIGHT, _SIZE, _DENOMINATOR, _SHRINK, _AVERAGE = map(int, Real)
+_WIDTH, _THRESHOLD, _INPUT_THRESHOLD = map(int, LaneWhole)
+_SCALE, _INPUT_SCALE, _SMOOTHING, _L2, _COUPLED, _MOMENTUM, _BETA2, _CLIP = map(int, LaneReal)
 
 
 # error_model: a division that raises on zero cannot be vectorised. contract: fused multiply-add, the one liberty taken.
@@ -70,6 +72,22 @@ def _gather(x, y, order, whole, x_out, y_out):  # type: ignore[no-untyped-def]
             row = order[k, start + r]
             x_out[k, r, :] = x[row, :]
             y_out[k, r] = y[row]
+
+
+@_compiled
+def _drop_inputs(x, words, whole, lane_whole, lane_real):  # type: ignore[no-untyped-def]
+    for k in range(x.shape[0]):
+        threshold = np.uint32(lane_whole[_INPUT_THRESHOLD, k])
+        if threshold == 0:
+            continue
+        scale = lane_real[_INPUT_SCALE, k]
+        zero = x.dtype.type(0)
+        a, b = np.uint32(words[0, k]), np.uint32(words[1, k])
+        for r in range(whole[_COUNT, k]):
+            row = _row_bits(whole[_START, k] + r, a)
+            x_r = x[k, r]
+            for d in range(x.shape[2]):
+                x_r[d] *= scale if _unit_bits(row, d, b) >= threshold else zero
 
 
 @_compiled
@@ -163,7 +181,7 @@ def _hidden_backward(da, derivative, bias_gradient, accumulate):  # type: ignore
 
 
 @_compiled
-def _head_classification(outputs, bias, y, whole, real, lane_real, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
+def _head_cross_entropy(outputs, bias, y, whole, real, lane_real, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
     K, _, C = outputs.shape
     for k in range(K):
         weight, smoothing = real[_WEIGHT, k], lane_real[_SMOOTHING, k]
@@ -203,7 +221,56 @@ def _head_classification(outputs, bias, y, whole, real, lane_real, bias_gradient
 
 
 @_compiled
-def _head_regression(outputs, bias, y, whole, real, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
+def _head_square_of_classes(outputs, bias, y, whole, real, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
+    K, _, C = outputs.shape
+    number = outputs.dtype.type
+    for k in range(K):
+        scale = number(2) * real[_WEIGHT, k] / number(C)
+        count = whole[_COUNT, k]
+        if not accumulate:
+            bias_gradient[k, :] = 0
+        for r in range(count):
+            total = number(0)
+            for c in range(C):
+                difference = outputs[k, r, c] + bias[k, c] - (number(1) if c == y[k, r] else number(0))
+                total += difference * difference
+                g = difference * scale
+                outputs[k, r, c] = g
+                bias_gradient[k, c] += g
+            loss[k] += total / number(C)
+        outputs[k, count:, :] = 0
+
+
+@_compiled
+def _head_hinge(outputs, bias, y, whole, real, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
+    K, _, C = outputs.shape
+    number = outputs.dtype.type
+    for k in range(K):
+        scale = real[_WEIGHT, k] / number(C)
+        count = whole[_COUNT, k]
+        if not accumulate:
+            bias_gradient[k, :] = 0
+        for r in range(count):
+            label = y[k, r]
+            limit = outputs[k, r, label] + bias[k, label] - number(1)
+            total, broken = number(0), number(0)
+            for c in range(C):
+                margin = outputs[k, r, c] + bias[k, c] - limit
+                g = number(0)
+                if c != label and not margin <= 0:
+                    total += margin
+                    broken += number(1)
+                    g = scale
+                outputs[k, r, c] = g
+                bias_gradient[k, c] += g
+            outputs[k, r, label] = -broken * scale
+            bias_gradient[k, label] -= broken * scale
+            loss[k] += total / number(C)
+        outputs[k, count:, :] = 0
+
+
+@_compiled
+def _head_square(outputs, bias, y, whole, real, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
     for k in range(outputs.shape[0]):
         scale = outputs.dtype.type(2) * real[_WEIGHT, k]
         count = whole[_COUNT, k]
@@ -219,7 +286,30 @@ def _head_regression(outputs, bias, y, whole, real, bias_gradient, loss, accumul
 
 
 @_compiled
-def _sgd(theta, gradient, velocity, offset, size, lanes, is_weight, whole, real, lane_real, clear):  # type: ignore[no-untyped-def]
+def _clip(theta, gradient, offset, size, lanes, decays, lane_real, coefficients):  # type: ignore[no-untyped-def]
+    number = theta.dtype.type
+    for k in range(coefficients.shape[0]):
+        coefficients[k] = 1
+        limit = lane_real[_CLIP, k]
+        if limit == 0:
+            continue
+        total = 0.0
+        for i in range(offset.shape[0]):
+            if k >= lanes[i]:
+                continue
+            n = size[i]
+            first = offset[i] + k * n
+            l2 = lane_real[_L2, k] if decays[i] else number(0)
+            t, g = theta[first : first + n], gradient[first : first + n]
+            for j in range(n):
+                full = g[j] + l2 * t[j]
+                total += full * full
+        scaled = limit / (math.sqrt(total) + CLIP_EPS)
+        coefficients[k] = min(scaled, 1.0) if scaled == scaled else scaled
+
+
+@_compiled
+def _sgd(theta, gradient, velocity, coefficients, offset, size, lanes, decays, whole, real, lane_real, clear, nesterov):  # type: ignore[no-untyped-def]
     zero = theta.dtype.type(0)
     for i in range(offset.shape[0]):
         n = size[i]
@@ -228,22 +318,52 @@ def _sgd(theta, gradient, velocity, offset, size, lanes, is_weight, whole, real,
                 continue
             first = offset[i] + k * n
             t, g, v = theta[first : first + n], gradient[first : first + n], velocity[first : first + n]
-            step_size, momentum = real[_SIZE, k], lane_real[_MOMENTUM, k]
-            l2 = lane_real[_L2, k] if is_weight[i] else zero
+            step_size, mu, clipped = real[_SIZE, k], lane_real[_MOMENTUM, k], coefficients[k]
+            l2 = lane_real[_L2, k] if decays[i] else zero
+            coupled = lane_real[_COUPLED, k] if decays[i] else zero
+            shrink = real[_SHRINK, k] if decays[i] else theta.dtype.type(1)
             for j in range(n):
-                velocity_j = momentum * v[j] + (g[j] + l2 * t[j])
-                v[j] = velocity_j
-                t[j] -= step_size * velocity_j
+                g_j = (g[j] + l2 * t[j]) * clipped + coupled * t[j]
+                v_j = mu * v[j] + g_j
+                v[j] = v_j
+                t[j] = t[j] * shrink - step_size * (g_j + mu * v_j if nesterov else v_j)
             if clear:
                 g[:] = 0
 
 
 @_compiled
-def _adam(theta, gradient, m, v, offset, size, lanes, is_weight, whole, real, lane_real, clear):  # type: ignore[no-untyped-def]
+def _rmsprop(theta, gradient, velocity, v, coefficients, offset, size, lanes, decays, whole, real, lane_real, clear):  # type: ignore[no-untyped-def]
     number = theta.dtype.type
-    zero, one = number(0), number(1)
-    beta2, eps = number(ADAM_BETA2), number(ADAM_EPS)
-    rest2 = number(1 - ADAM_BETA2)
+    zero, one, eps = number(0), number(1), number(ADAM_EPS)
+    for i in range(offset.shape[0]):
+        n = size[i]
+        for k in range(lanes[i]):
+            if whole[_STEPS, k] == 0:
+                continue
+            first = offset[i] + k * n
+            t, g = theta[first : first + n], gradient[first : first + n]
+            vk, buffer = v[first : first + n], velocity[first : first + n]
+            step_size, mu, clipped = real[_SIZE, k], lane_real[_MOMENTUM, k], coefficients[k]
+            alpha = lane_real[_BETA2, k]
+            rest = one - alpha
+            l2 = lane_real[_L2, k] if decays[i] else zero
+            coupled = lane_real[_COUPLED, k] if decays[i] else zero
+            shrink = real[_SHRINK, k] if decays[i] else one
+            for j in range(n):
+                g_j = (g[j] + l2 * t[j]) * clipped + coupled * t[j]
+                v_j = alpha * vk[j] + rest * g_j * g_j
+                vk[j] = v_j
+                b_j = mu * buffer[j] + g_j / (math.sqrt(v_j) + eps)
+                buffer[j] = b_j
+                t[j] = t[j] * shrink - step_size * b_j
+            if clear:
+                g[:] = 0
+
+
+@_compiled
+def _adam(theta, gradient, m, v, coefficients, offset, size, lanes, decays, whole, real, lane_real, clear, inside):  # type: ignore[no-untyped-def]
+    number = theta.dtype.type
+    zero, one, eps = number(0), number(1), number(ADAM_EPS)
     for i in range(offset.shape[0]):
         n = size[i]
         for k in range(lanes[i]):
@@ -252,20 +372,47 @@ def _adam(theta, gradient, m, v, offset, size, lanes, is_weight, whole, real, la
             first = offset[i] + k * n
             t, g = theta[first : first + n], gradient[first : first + n]
             mk, vk = m[first : first + n], v[first : first + n]
-            step_size, root = real[_SIZE, k], one / real[_DENOMINATOR, k]
-            beta1 = lane_real[_MOMENTUM, k]
-            rest1 = one - beta1
-            l2 = lane_real[_L2, k] if is_weight[i] else zero
-            shrink = real[_SHRINK, k] if is_weight[i] else one
-            for j in range(n):
-                g_j = g[j] + l2 * t[j]
-                m_j = beta1 * mk[j] + rest1 * g_j
-                v_j = beta2 * vk[j] + rest2 * g_j * g_j
-                mk[j] = m_j
-                vk[j] = v_j
-                t[j] = t[j] * shrink - step_size * m_j / (math.sqrt(v_j) * root + eps)
+            step_size, root, clipped = real[_SIZE, k], one / real[_DENOMINATOR, k], coefficients[k]
+            beta1, beta2 = lane_real[_MOMENTUM, k], lane_real[_BETA2, k]
+            rest1, rest2 = one - beta1, one - beta2
+            l2 = lane_real[_L2, k] if decays[i] else zero
+            coupled = lane_real[_COUPLED, k] if decays[i] else zero
+            shrink = real[_SHRINK, k] if decays[i] else one
+            if inside:
+                for j in range(n):
+                    g_j = (g[j] + l2 * t[j]) * clipped + coupled * t[j]
+                    m_j = beta1 * mk[j] + rest1 * g_j
+                    v_j = beta2 * vk[j] + rest2 * g_j * g_j
+                    mk[j] = m_j
+                    vk[j] = v_j
+                    t[j] = t[j] * shrink - step_size * m_j / math.sqrt(v_j * root * root + eps)
+            else:
+                for j in range(n):
+                    g_j = (g[j] + l2 * t[j]) * clipped + coupled * t[j]
+                    m_j = beta1 * mk[j] + rest1 * g_j
+                    v_j = beta2 * vk[j] + rest2 * g_j * g_j
+                    mk[j] = m_j
+                    vk[j] = v_j
+                    t[j] = t[j] * shrink - step_size * m_j / (math.sqrt(v_j) * root + eps)
             if clear:
                 g[:] = 0
+
+
+@_compiled
+def _average(theta, mean, offset, size, lanes, real):  # type: ignore[no-untyped-def]
+    for i in range(offset.shape[0]):
+        n = size[i]
+        for k in range(lanes[i]):
+            rate = real[_AVERAGE, k]
+            if rate == 0:
+                continue
+            first = offset[i] + k * n
+            t, m = theta[first : first + n], mean[first : first + n]
+            if rate == 1:
+                m[:] = t
+            else:
+                for j in range(n):
+                    m[j] += rate * (t[j] - m[j])
 
 
 class CpuKernels:
@@ -277,6 +424,9 @@ class CpuKernels:
 
     def gather(self, x: Array, y: Array, order: Array, step: Step, x_out: Array, y_out: Array) -> None:
         _gather(x, y, order, step.whole, x_out, y_out)
+
+    def drop_inputs(self, x: Array, words: Array, step: Step, lanes: Lanes) -> None:
+        _drop_inputs(x, words, step.whole, lanes.whole, lanes.real)
 
     def hidden_forward(
         self, activation: Activation, z: Array, bias: Array, words: Array, step: Step, lanes: Lanes, out: Array
@@ -303,7 +453,7 @@ class CpuKernels:
 
     def head(
         self,
-        task: Task,
+        head: Head,
         outputs: Array,
         bias: Array,
         y: Array,
@@ -313,10 +463,20 @@ class CpuKernels:
         loss: Array,
         accumulate: bool,
     ) -> None:
-        if task == "classification":
-            _head_classification(outputs, bias, y, step.whole, step.real, lanes.real, bias_gradient, loss, accumulate)
-        else:
-            _head_regression(outputs, bias, y, step.whole, step.real, bias_gradient, loss, accumulate)
+        if head == "cross_entropy":
+            smoothed: Callable[..., None] = _head_cross_entropy
+            smoothed(outputs, bias, y, step.whole, step.real, lanes.real, bias_gradient, loss, accumulate)
+            return
+        heads: dict[Head, Callable[..., None]] = {
+            "square": _head_square,
+            "square_of_classes": _head_square_of_classes,
+            "hinge": _head_hinge,
+        }
+        heads[head](outputs, bias, y, step.whole, step.real, bias_gradient, loss, accumulate)
+
+    def clip(self, theta: Array, gradient: Array, blocks: Blocks, lanes: Lanes, coefficients: Array) -> None:
+        compiled: Callable[..., None] = _clip
+        compiled(theta, gradient, *blocks, lanes.real, coefficients)
 
     def optimize(
         self,
@@ -324,10 +484,23 @@ class CpuKernels:
         theta: Array,
         gradient: Array,
         moments: tuple[Array, ...],
+        coefficients: Array,
         blocks: Blocks,
         step: Step,
         lanes: Lanes,
         clear: bool,
     ) -> None:
-        compiled: Callable[..., None] = _sgd if optimizer == "sgd" else _adam
-        compiled(theta, gradient, *moments, *blocks, step.whole, step.real, lanes.real, clear)
+        compiled: Callable[..., None]
+        flags: tuple[bool, ...]
+        if optimizer in ("sgd", "nesterov"):
+            compiled, flags = _sgd, (optimizer == "nesterov",)
+        elif optimizer == "rmsprop":
+            compiled, flags = _rmsprop, ()
+        else:
+            compiled, flags = _adam, (optimizer == "adamw_decoupled",)
+        numbers = (step.whole, step.real, lanes.real)
+        compiled(theta, gradient, *moments, coefficients, *blocks, *numbers, clear, *flags)
+
+    def average(self, theta: Array, mean: Array, blocks: Blocks, step: Step) -> None:
+        compiled: Callable[..., None] = _average
+        compiled(theta, mean, *blocks[:3], step.real)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from tuner.trial import Activation, Optimizer, Task
+from tuner.learning.metrics import Head
+from tuner.trial import Activation, Optimizer
 
 Handle = Any
 
@@ -26,42 +27,48 @@ class Whole(IntEnum):
 
 
 class Real(IntEnum):
-    """Rows of a micro-step's real numbers, shape (4, K)."""
+    """Rows of a micro-step's real numbers, shape (5, K)."""
 
     ROW_WEIGHT = 0  # 1 / rows of the batch this micro-step belongs to
-    STEP_SIZE = 1  # η of this step; for Adam divided by its first bias correction
-    DENOMINATOR = 2  # √ of Adam's second bias correction
+    STEP_SIZE = 1  # η of this step; for the Adam family divided by its first bias correction
+    DENOMINATOR = 2  # √ of the Adam family's second bias correction
     SHRINK = 3  # what decoupled weight decay multiplies weights by
+    AVERAGE = 4  # weight of the new iterate in the averaged weights; 0 leaves them alone
 
 
 class LaneWhole(IntEnum):
-    """Rows of the lanes' whole numbers, shape (2, K)."""
+    """Rows of the lanes' whole numbers, shape (3, K)."""
 
     WIDTH = 0
-    THRESHOLD = 1  # a unit is dropped when its random bits are below
+    THRESHOLD = 1  # a hidden unit is dropped when its random bits are below
+    INPUT_THRESHOLD = 2  # and so is an input
 
 
 class LaneReal(IntEnum):
-    """Rows of the lanes' real numbers, shape (4, K)."""
+    """Rows of the lanes' real numbers, shape (8, K)."""
 
-    KEEP_SCALE = 0  # 1 / (1 - p)
-    SMOOTHING = 1  # label smoothing
-    L2 = 2  # λ that is added to the gradient as λθ (SGD, Adam)
-    MOMENTUM = 3  # SGD's momentum, Adam's β₁
+    KEEP_SCALE = 0  # 1 / (1 - dropout)
+    INPUT_SCALE = 1  # 1 / (1 - input dropout)
+    SMOOTHING = 2  # label smoothing
+    L2 = 3  # λ of the penalty in the loss
+    COUPLED = 4  # weight decay that is added to the clipped gradient as λθ
+    MOMENTUM = 5  # of SGD, Nesterov and RMSProp; Adam's β₁
+    BETA2 = 6  # Adam's β₂, RMSProp's α
+    CLIP = 7  # largest norm of the gradient; 0 never clips
 
 
 class Step(NamedTuple):
     """One micro-step of all lanes."""
 
     whole: Handle  # (3, K), see Whole
-    real: Handle  # (4, K), see Real
+    real: Handle  # (5, K), see Real
 
 
 class Lanes(NamedTuple):
     """What stays the same over an epoch."""
 
-    whole: Handle  # (2, K), see LaneWhole
-    real: Handle  # (4, K), see LaneReal
+    whole: Handle  # (3, K), see LaneWhole
+    real: Handle  # (8, K), see LaneReal
 
 
 class Blocks(NamedTuple):
@@ -70,7 +77,7 @@ class Blocks(NamedTuple):
     offset: Handle
     size: Handle
     lanes: Handle
-    is_weight: Handle  # 1 where weight decay applies
+    decays: Handle  # 1 where weight decay and l2 apply
 
 
 class Kernels(Protocol):
@@ -85,6 +92,10 @@ class Kernels(Protocol):
 
         What lies beyond a lane's row count is left as any finite numbers.
         """
+        ...
+
+    def drop_inputs(self, x: Handle, words: Handle, step: Step, lanes: Lanes) -> None:
+        """x (K, B, D) becomes mask·x/(1-p) with each lane's input dropout; words (2, K) are those of layer 0."""
         ...
 
     def hidden_forward(
@@ -106,7 +117,7 @@ class Kernels(Protocol):
 
     def head(
         self,
-        task: Task,
+        head: Head,
         outputs: Handle,
         bias: Handle,
         y: Handle,
@@ -122,12 +133,20 @@ class Kernels(Protocol):
         """
         ...
 
+    def clip(self, theta: Handle, gradient: Handle, blocks: Blocks, lanes: Lanes, coefficients: Handle) -> None:
+        """coefficients (K,): what the gradient of the penalised loss is multiplied by so that its norm is CLIP at most.
+
+        As in ``torch.nn.utils.clip_grad_norm_``: min(1, CLIP / (norm + 1e-6)); 1 for lanes whose CLIP is 0.
+        """
+        ...
+
     def optimize(
         self,
         optimizer: Optimizer,
         theta: Handle,
         gradient: Handle,
         moments: tuple[Handle, ...],
+        coefficients: Handle,
         blocks: Blocks,
         step: Step,
         lanes: Lanes,
@@ -135,6 +154,10 @@ class Kernels(Protocol):
     ) -> None:
         """One optimizer step of the lanes whose STEPS is 1, on flat buffers; ``clear`` zeroes their gradients after.
 
-        moments: (velocity,) for SGD; (first, second) for Adam and AdamW.
+        moments: (velocity,) for SGD and Nesterov; (velocity, second) for RMSProp; (first, second) for the Adam family.
         """
+        ...
+
+    def average(self, theta: Handle, mean: Handle, blocks: Blocks, step: Step) -> None:
+        """mean ← mean + AVERAGE·(theta - mean), lane by lane, on flat buffers; exact where AVERAGE is 1."""
         ...

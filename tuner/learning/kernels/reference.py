@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
 from tuner.learning.activations import value, value_and_derivative
 from tuner.learning.kernels.interface import Blocks, LaneReal, Lanes, LaneWhole, Real, Step, Whole
+from tuner.learning.metrics import Head
+from tuner.learning.optimizers import ADAM_EPS
 from tuner.learning.randomness import MIX_1, MIX_2, ROW_MULTIPLIER, UNIT_MULTIPLIER
-from tuner.trial import Activation, Optimizer, Task
+from tuner.trial import Activation, Optimizer
 
 LOW = 0xFFFFFFFF
-ADAM_BETA2 = 0.999
-ADAM_EPS = 1e-8
+CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 
 
 def mix32(x: Tensor) -> Tensor:
@@ -44,6 +47,12 @@ class ReferenceKernels:
         torch.index_select(x, 0, rows, out=x_out.view(K * B, D))
         torch.index_select(y, 0, rows, out=y_out.view(K * B))
 
+    def drop_inputs(self, x: Tensor, words: Tensor, step: Step, lanes: Lanes) -> None:
+        _, B, D = x.shape
+        rows = step.whole[Whole.START][:, None] + torch.arange(B, device=x.device)
+        kept = dropout_bits(words, rows, D) >= lanes.whole[LaneWhole.INPUT_THRESHOLD][:, None, None]
+        x *= kept * lanes.real[LaneReal.INPUT_SCALE][:, None, None]
+
     def hidden_forward(
         self, activation: Activation, z: Tensor, bias: Tensor, words: Tensor, step: Step, lanes: Lanes, out: Tensor
     ) -> None:
@@ -68,7 +77,7 @@ class ReferenceKernels:
 
     def head(
         self,
-        task: Task,
+        head: Head,
         outputs: Tensor,
         bias: Tensor,
         y: Tensor,
@@ -78,24 +87,28 @@ class ReferenceKernels:
         loss: Tensor,
         accumulate: bool,
     ) -> None:
-        _, B, C = outputs.shape
+        B = outputs.shape[1]
         live = torch.arange(B, device=outputs.device) < step.whole[Whole.COUNT][:, None]
         outputs.add_(bias[:, None, :])
-        if task == "classification":
-            smoothing = lanes.real[LaneReal.SMOOTHING][:, None, None]
-            target = torch.nn.functional.one_hot(y, C).to(outputs.dtype) * (1 - smoothing) + smoothing / C
-            log_p = torch.log_softmax(outputs, -1)
-            row_loss = -(target * log_p).sum(-1)
-            gradient = log_p.exp() - target
-        else:
+        if head == "square":
             difference = outputs - y[:, :, None]
-            row_loss = (difference**2).squeeze(-1)
-            gradient = 2 * difference
+            row_loss, gradient = (difference**2).squeeze(-1), 2 * difference
+        else:
+            row_loss, gradient = _class_head(head, outputs, y, lanes.real[LaneReal.SMOOTHING][:, None, None])
         loss.add_(torch.where(live, row_loss, 0.0).sum(1, dtype=torch.float64))
         gradient *= step.real[Real.ROW_WEIGHT][:, None, None]
         outputs.copy_(torch.where(live[:, :, None], gradient, 0.0))
         total = outputs.sum(1)
         bias_gradient.add_(total) if accumulate else bias_gradient.copy_(total)
+
+    def clip(self, theta: Tensor, gradient: Tensor, blocks: Blocks, lanes: Lanes, coefficients: Tensor) -> None:
+        squares = torch.zeros_like(coefficients)
+        for (t, g), count, decays in _pieces((theta, gradient), blocks):
+            full = g + lanes.real[LaneReal.L2][:count, None] * t if decays else g
+            squares[:count] += (full**2).sum(1)
+        limit = lanes.real[LaneReal.CLIP]
+        scaled = (limit / (squares.sqrt() + CLIP_EPS)).clamp(max=1)
+        coefficients.copy_(torch.where(limit > 0, scaled, 1.0))
 
     def optimize(
         self,
@@ -103,31 +116,75 @@ class ReferenceKernels:
         theta: Tensor,
         gradient: Tensor,
         moments: tuple[Tensor, ...],
+        coefficients: Tensor,
         blocks: Blocks,
         step: Step,
         lanes: Lanes,
         clear: bool,
     ) -> None:
-        columns = zip(blocks.offset, blocks.size, blocks.lanes, blocks.is_weight, strict=True)
-        for offset, size, count, is_weight in columns:
-            piece = slice(offset, offset + size * count)
-            t, g, *m = (flat[piece].view(count, size) for flat in (theta, gradient, *moments))
-            now = (step.whole[Whole.STEPS][:count] != 0)[:, None]
-            step_size = step.real[Real.STEP_SIZE][:count, None]
-            beta1 = lanes.real[LaneReal.MOMENTUM][:count, None]
-            new = g + lanes.real[LaneReal.L2][:count, None] * t if is_weight else g
-            if optimizer == "sgd":
-                first = beta1 * m[0] + new
-                moved = t - step_size * first
+        for (t, g, *m), count, decays in _pieces((theta, gradient, *moments), blocks):
+
+            def of(row: Tensor, count: int = count) -> Tensor:
+                return row[:count, None]
+
+            now = of(step.whole[Whole.STEPS]) != 0
+            step_size, mu, beta2 = (
+                of(row)
+                for row in (step.real[Real.STEP_SIZE], lanes.real[LaneReal.MOMENTUM], lanes.real[LaneReal.BETA2])
+            )
+            new, start = g, t
+            if decays:
+                new = new + of(lanes.real[LaneReal.L2]) * t
+            new = new * of(coefficients)
+            if decays:
+                new = new + of(lanes.real[LaneReal.COUPLED]) * t
+                start = t * of(step.real[Real.SHRINK])
+            if optimizer in ("sgd", "nesterov"):
+                first = mu * m[0] + new
+                move = new + mu * first if optimizer == "nesterov" else first
+            elif optimizer == "rmsprop":
+                second = beta2 * m[1] + (1 - beta2) * new * new
+                first = mu * m[0] + new / (second.sqrt() + ADAM_EPS)
+                move = first
             else:
-                shrunk = t * step.real[Real.SHRINK][:count, None] if is_weight else t
-                first = beta1 * m[0] + (1 - beta1) * new
-                second = ADAM_BETA2 * m[1] + (1 - ADAM_BETA2) * new * new
-                moved = shrunk - step_size * first / (
-                    second.sqrt() / step.real[Real.DENOMINATOR][:count, None] + ADAM_EPS
-                )
+                first = mu * m[0] + (1 - mu) * new
+                second = beta2 * m[1] + (1 - beta2) * new * new
+                root = of(step.real[Real.DENOMINATOR])
+                if optimizer == "adamw_decoupled":
+                    move = first / (second / root**2 + ADAM_EPS).sqrt()
+                else:
+                    move = first / (second.sqrt() / root + ADAM_EPS)
+            if len(m) > 1:
                 m[1].copy_(torch.where(now, second, m[1]))
             m[0].copy_(torch.where(now, first, m[0]))
-            t.copy_(torch.where(now, moved, t))
+            t.copy_(torch.where(now, start - step_size * move, t))
             if clear:
                 g.masked_fill_(now, 0.0)
+
+    def average(self, theta: Tensor, mean: Tensor, blocks: Blocks, step: Step) -> None:
+        for (t, m), count, _ in _pieces((theta, mean), blocks):
+            rate = step.real[Real.AVERAGE][:count, None]
+            mixed = torch.where(rate == 1, t, m + rate * (t - m))
+            m.copy_(torch.where(rate == 0, m, mixed))
+
+
+def _pieces(flats: Sequence[Tensor], blocks: Blocks) -> Iterator[tuple[list[Tensor], int, bool]]:
+    """Each block of each flat buffer as (lanes, size), how many lanes it has, and whether it decays."""
+    for offset, size, count, decays in zip(*(column.tolist() for column in blocks), strict=True):
+        yield [flat[offset : offset + size * count].view(count, size) for flat in flats], count, bool(decays)
+
+
+def _class_head(head: Head, outputs: Tensor, y: Tensor, smoothing: Tensor) -> tuple[Tensor, Tensor]:
+    """Row losses (K, B) and their gradients by the outputs (K, B, C)."""
+    C = outputs.shape[-1]
+    onehot = torch.nn.functional.one_hot(y, C).to(outputs.dtype)
+    if head == "cross_entropy":
+        target = onehot * (1 - smoothing) + smoothing / C
+        log_p = torch.log_softmax(outputs, -1)
+        return -(target * log_p).sum(-1), log_p.exp() - target
+    if head == "square_of_classes":
+        difference = outputs - onehot
+        return (difference**2).mean(-1), 2 * difference / C
+    margins = (1 - outputs.gather(-1, y.unsqueeze(-1)) + outputs) * (1 - onehot)
+    broken = (margins > 0).to(outputs.dtype)
+    return margins.clamp_min(0).sum(-1) / C, (broken - onehot * broken.sum(-1, keepdim=True)) / C
