@@ -6,7 +6,8 @@ from tuner.data import DataSummary
 from tuner.plan import StudyPlan
 from tuner.report.layout import count, indented, number, pairs, table
 from tuner.search import Bracket
-from tuner.space import Choices, Domain, Range
+from tuner.space import Choices, Constant, Domain, Range
+from tuner.trial import HYPERPARAMETERS
 
 
 def plan_text(plan: StudyPlan) -> str:
@@ -24,13 +25,14 @@ def plan_text(plan: StudyPlan) -> str:
         "data",
         _data(plan.data),
         "",
-        f"space: {count(len(space.searched), 'hyperparameter')} to search, {len(space.constants)} fixed",
-        pairs({name: _domain(domain) for name, domain in space.items()}),
+        f"space: {count(len(space.searched), 'hyperparameter')} to search, the others fixed",
+        pairs({name: _domain(domain) for name, domain in space.items() if not _is_default(name, domain)}),
         "",
         f"search: {count(plan.trials, 'trial')}, {search.sampler} sampler, {pruner}{eta}",
         indented(table(["times", "s", "trials", "rungs: n_i trials trained to r_i epochs"], rounds)),
         "",
         f"cost: {count(plan.epochs, 'epoch')} at most{without}, then {refits} of the winner",
+        *(f"advice: {line}" for line in plan.spec.advice),
     ]
     return "\n".join(lines)
 
@@ -70,6 +72,10 @@ def _domain(domain: Domain) -> str:
             return ", ".join(number(value) for value in domain.choices)
         case _:
             return f"{number(domain.value)} (fixed)"
+
+
+def _is_default(name: str, domain: Domain) -> bool:
+    return isinstance(domain, Constant) and domain.value == HYPERPARAMETERS[name].default
 
 
 def _rungs(bracket: Bracket) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.report.layout import count, duration, number, pairs, table
+from tuner.trial import HYPERPARAMETERS
 
 Record = Mapping[str, Any]
 
@@ -66,7 +67,13 @@ def best_text(best: Record, metric: str, total: int) -> str:
     """The winner and what its score is worth."""
     score = f"{number(best['value'])}, {_optimistic(total)}"
     trained = f"{best['number']}, {count(best['epochs'], 'epoch')}"
-    return pairs({f"validation {metric}": score, "trial": trained, **best["params"]}, indent="")
+    return pairs({f"validation {metric}": score, "trial": trained, **told(best["params"])}, indent="")
+
+
+def told(params: Record) -> Record:
+    """The hyperparameters worth reading: the six of the search space, and others that are not at their default."""
+    rules = HYPERPARAMETERS
+    return {name: v for name, v in params.items() if rules[name].section == "space" or v != rules[name].default}
 
 
 def evaluation_text(evaluation: Record) -> str:
@@ -101,7 +108,7 @@ def outcome_text(study: Record, database: str) -> str:
         [
             f"{name}: {_work(study)}",
             pairs(scores, indent=""),
-            f"winner: trial {best['number']}, {count(best['epochs'], 'epoch')}\n{pairs(best['params'])}",
+            f"winner: trial {best['number']}, {count(best['epochs'], 'epoch')}\n{pairs(told(best['params']))}",
             pairs(what_next, indent=""),
         ]
     )

@@ -490,14 +490,15 @@ class CpuKernels:
         lanes: Lanes,
         clear: bool,
     ) -> None:
-        compiled: Callable[..., None]
-        flags: tuple[bool, ...]
-        if optimizer in ("sgd", "nesterov"):
-            compiled, flags = _sgd, (optimizer == "nesterov",)
-        elif optimizer == "rmsprop":
-            compiled, flags = _rmsprop, ()
-        else:
-            compiled, flags = _adam, (optimizer == "adamw_decoupled",)
+        families: dict[Optimizer, tuple[Callable[..., None], tuple[bool, ...]]] = {
+            "sgd": (_sgd, (False,)),
+            "nesterov": (_sgd, (True,)),
+            "rmsprop": (_rmsprop, ()),
+            "adam": (_adam, (False,)),
+            "adamw": (_adam, (False,)),
+            "adamw_decoupled": (_adam, (True,)),
+        }
+        compiled, flags = families[optimizer]
         numbers = (step.whole, step.real, lanes.real)
         compiled(theta, gradient, *moments, coefficients, *blocks, *numbers, clear, *flags)
 
