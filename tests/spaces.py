@@ -67,7 +67,8 @@ def domains(draw: st.DrawFn, name: str) -> Domain:
         values = st.floats(
             rule.low, rule.high, exclude_min=rule.low_open, exclude_max=rule.high_open, allow_subnormal=False
         )
-    kind = draw(st.sampled_from(["constant", "choices", "range"] if rule.kind in ("float", "int") else ["constant", "choices"]))
+    kinds = ["constant", "choices", *(["range"] if rule.kind in ("float", "int") else [])]
+    kind = draw(st.sampled_from(kinds))
     if kind == "constant":
         return parse_domain(name, draw(values))
     if kind == "choices":
