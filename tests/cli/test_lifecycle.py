@@ -13,8 +13,8 @@ def test_check_shows_the_plan() -> None:
     text = tuner("check", STUDIES / "digits.toml", "--trials", "60").stdout
     assert "sklearn:digits, 1,797 rows, 64 features" in text
     assert "train 1,079 (60 %), validation 359 (20 %), test 359 (20 %), stratified; test stays sealed" in text
-    assert "learning_rate    0.0001 to 0.1, log" in text
-    assert "weight_decay     0, or 1e-06 to 0.1, log" in text
+    assert "learning_rate  0.0001 to 0.1, log" in text
+    assert "weight_decay   0, or 1e-06 to 0.1, log" in text
     assert "label_smoothing" not in text, "what is fixed at its default is not worth a line"
     assert "60 trials, random sampler, Hyperband (η = 3)" in text
     assert "27 to 1, 9 to 3, 3 to 9, 1 to 27" in text
