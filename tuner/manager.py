@@ -118,6 +118,16 @@ class Digests:
     split: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One epoch of one trial; a number that was not finite is None. ``value`` is the metric on the validation rows."""
+
+    epoch: int
+    value: float | None
+    train_loss: float | None
+    val_loss: float | None
+
+
 class StudyManager:
     """The studies of one database, and their checkpoint files under one folder.
 
@@ -290,6 +300,25 @@ class StudyManager:
         )
         rows = self._database.read(lambda connection: connection.execute(query).all())
         return [_trial_row(row) for row in rows]
+
+    def curve(self, name: str, number: int) -> list[CurvePoint]:
+        """The learning curve of one trial, from its first epoch on; empty before it has been trained."""
+        study_id = self._study(name).study_id
+        values = records.intermediate_values
+        value = case((values.c.intermediate_value_type == "FINITE", values.c.intermediate_value))
+        mine = and_(slots.c.study_id == curves.c.study_id, slots.c.number == curves.c.number)
+        of_epoch = and_(values.c.trial_id == slots.c.trial_id, values.c.step == curves.c.epoch)
+        query = (
+            select(curves.c.epoch, curves.c.train_loss, curves.c.val_loss, value.label("value"))
+            .select_from(curves.join(slots, mine).outerjoin(values, of_epoch))
+            .where(curves.c.study_id == study_id, curves.c.number == number)
+            .order_by(curves.c.epoch)
+        )
+        rows = self._database.read(lambda connection: connection.execute(query).all())
+        return [
+            CurvePoint(epoch=row.epoch, value=row.value, train_loss=row.train_loss, val_loss=row.val_loss)
+            for row in rows
+        ]
 
     def best(self, name: str) -> BestTrial | None:
         """The best completed trial so far, None before there is one."""

@@ -1,4 +1,4 @@
-"""The verbs of a study's results: trials, best, evaluate."""
+"""The verbs of a study's results: trials, best, replay, evaluate."""
 
 from __future__ import annotations
 
@@ -39,6 +39,30 @@ def best(name: str, storage: str, artifacts: str | None, form: Format) -> None:
         raise NothingCompletedError(f"study {name!r} has no completed trial yet; it is {summary.state}")
     record = winner.as_dict()
     output.write(record, form, lambda: best_text(record, summary.metric, summary.trials["total"]))
+
+
+@click.command()
+@name_argument
+@click.argument("trial", type=click.IntRange(min=0))
+@device_option
+@storage_options
+@format_option("table", "json", "csv")
+@click.pass_context
+def replay(
+    context: click.Context, name: str, trial: int, device: str, storage: str, artifacts: str | None, form: Format
+) -> None:
+    """Train one trial again, alone, and say whether it matches.
+
+    Exit code 1 when it does not.
+    """
+    from tuner.report.study import replay_text
+
+    with open_manager(storage, artifacts) as manager:
+        from tuner.replay import replay as replay_trial
+
+        record = replay_trial(manager, name, trial, device=device).as_dict()
+    output.write(record, form, lambda: replay_text(record))
+    context.exit(0 if record["matches"] else 1)
 
 
 @click.command()

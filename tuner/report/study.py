@@ -76,6 +76,20 @@ def told(params: Record) -> Record:
     return {name: v for name, v in params.items() if rules[name].section == "space" or v != rules[name].default}
 
 
+def replay_text(replay: Record) -> str:
+    """Whether a trial trained alone is the stored one."""
+    verdict = "matches" if replay["matches"] else "does NOT match"
+    return pairs(
+        {
+            "trial": f"{replay['trial']}, {count(replay['epochs'], 'epoch')} trained again, alone: it {verdict}",
+            "stored": replay["stored"],
+            "replayed": replay["replayed"],
+            "difference": f"{number(replay['largest_difference'])} at most in a loss, {replay['tolerance']:g} allowed",
+        },
+        indent="",
+    )
+
+
 def evaluation_text(evaluation: Record) -> str:
     """The test score with its interval, the two gaps, and how far the winner's validation score can be trusted."""
     lines = {

@@ -1,0 +1,80 @@
+"""A stored trial can be trained again, alone, and a study that was tampered with is found out."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from tuner.errors import BadInputError
+from tuner.manager import StudyManager
+from tuner.plan import create_study
+from tuner.replay import replay
+from tuner.spec import parse_spec
+from tuner.worker import run_worker
+
+STUDY = {
+    "study": {"name": "tiny", "metric": "error"},
+    "data": {"source": "sklearn:iris"},
+    "training": {"max_epochs": 4},
+    "search": {"trials": 6, "eta": 2},
+    "space": {
+        "learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
+        "batch_size": {"choices": [8, 16]},
+        "dropout": {"low": 0.0, "high": 0.5},
+        "width": {"low": 4, "high": 40},
+        "depth": {"low": 1, "high": 3},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a database with a finished study."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('replay')}/study.db"
+    with StudyManager(url) as manager:
+        create_study(manager, parse_spec(STUDY), Path())
+        run_worker(manager, "tiny", device="cpu", stop=threading.Event())
+    return url
+
+
+def test_every_trial_matches_its_replay(finished: str) -> None:
+    with StudyManager(finished) as manager:
+        trials = manager.trials("tiny")
+        for trial in trials:
+            again = replay(manager, "tiny", trial.number, device="cpu")
+            assert again.matches
+            assert again.epochs == trial.epochs
+            assert again.stored == again.replayed == trial.value
+            assert again.largest_difference < 1e-4
+        assert {trial.state for trial in trials} == {"complete", "pruned"}
+
+
+def test_negative_control_a_changed_parameter_does_not_match(finished: str, tmp_path: Path) -> None:
+    copy = tmp_path / "changed.db"
+    source = Path(finished.removeprefix("sqlite:///"))
+    with StudyManager(finished) as manager:
+        number = next(t.number for t in manager.trials("tiny") if t.state == "complete")
+    engine = create_engine(f"sqlite:///{source}")
+    raw = engine.raw_connection()
+    raw.driver_connection.execute("VACUUM INTO ?", (str(copy),))
+    raw.close()
+    engine.dispose()
+    changed = create_engine(f"sqlite:///{copy}")
+    with changed.begin() as connection:
+        old = connection.execute(text("SELECT params FROM tuner_slots WHERE number = :n"), {"n": number}).scalar_one()
+        rate = old.split('"learning_rate": ')[1].split(",")[0]
+        new = old.replace(rate, repr(float(rate) * 1.05))
+        connection.execute(text("UPDATE tuner_slots SET params = :p WHERE number = :n"), {"p": new, "n": number})
+    changed.dispose()
+    with StudyManager(f"sqlite:///{copy}") as manager:
+        assert not replay(manager, "tiny", number, device="cpu").matches
+
+
+def test_what_cannot_be_replayed(finished: str, tmp_path: Path) -> None:
+    with StudyManager(finished) as manager, pytest.raises(BadInputError, match="trials 0 to 5, not 6"):
+        replay(manager, "tiny", 6)
+    with StudyManager(f"sqlite:///{tmp_path}/new.db") as manager:
+        create_study(manager, parse_spec(STUDY), Path())
+        with pytest.raises(BadInputError, match="trial 0 of study 'tiny' has not been trained yet: it is waiting"):
+            replay(manager, "tiny", 0)
