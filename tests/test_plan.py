@@ -9,6 +9,7 @@ from tests.cli.command import TINY
 from tuner.errors import BadInputError, DataError
 from tuner.manager import StudyManager
 from tuner.plan import create_or_resume, create_study, plan_study
+from tuner.report.plan import plan_text
 from tuner.spec import StudySpec, load_spec
 
 
@@ -40,6 +41,27 @@ def test_plan_as_json(tmp_path: Path) -> None:
     assert json.loads(json.dumps(plan)) == {**plan, "data": json.loads(json.dumps(plan["data"]))}
     assert [bracket["first"] for bracket in plan["brackets"]] == [0, 9, 14, 17]
     assert plan["space"]["learning_rate"] == {"low": 1e-3, "high": 1e-1, "log": True}
+
+
+def test_refinement_is_part_of_the_plan(tmp_path: Path) -> None:
+    content = HYPERBAND.replace("[space]", "refine = { rounds = 2, keep = 0.25 }\n[space]")
+    plan = plan_study(spec_of(tmp_path, content, trials=19, max_epochs=9), tmp_path)
+    assert [bracket.size for bracket in plan.brackets] == [9, 1, 9]
+    assert plan.as_dict()["refine"] == {"rounds": 2, "keep": 0.25}
+    text = plan_text(plan)
+    assert "refine: 2 rounds of 10 or 9 trials; each draws from around the best 25 % of the one before" in text
+    assert "refine" not in plan_text(plan_study(spec_of(tmp_path, HYPERBAND, trials=19), tmp_path))
+
+
+def test_asha_is_one_bracket(tmp_path: Path) -> None:
+    content = TINY.replace('pruner = "none"', 'pruner = "asha"')
+    plan = plan_study(spec_of(tmp_path, content, trials=20, max_epochs=9), tmp_path)
+    assert [[(rung.size, rung.epochs) for rung in bracket.rungs] for bracket in plan.brackets] == [
+        [(20, 1), (6, 3), (2, 9)]
+    ]
+    text = plan_text(plan)
+    assert "20 trials, random sampler, asynchronous successive halving (η = 3)" in text
+    assert "cost: 44 epochs or so (180 without pruning)" in text
 
 
 def test_create_once(tmp_path: Path) -> None:

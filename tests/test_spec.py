@@ -198,7 +198,7 @@ class TestBad:
             ({"search": {"sampler": "cmaes"}}, "search.sampler: 'cmaes' is not one of grid, random, tpe, qmc"),
             (
                 {"search": {"pruner": "median"}},
-                "search.pruner: 'median' is not one of none, successive_halving, hyperband",
+                "search.pruner: 'median' is not one of none, successive_halving, asha, hyperband",
             ),
             ({"study": {"seed": -1}}, "study.seed: should be greater than or equal to 0, got -1"),
             ({"study": {"seed": "5"}}, "study.seed: should be a valid integer, got '5'"),
@@ -275,6 +275,16 @@ class TestBad:
             (
                 {"training": {"optimizer": "nesterov", "momentum": {"low": 0.0, "high": 0.9}}},
                 "training.momentum: nesterov needs momentum above 0; raise it, or use sgd",
+            ),
+            (
+                {"search": {"refine": {"rounds": 1, "keep": 0.2}}},
+                "search.refine.rounds: should be greater than or equal to 2",
+            ),
+            ({"search": {"refine": {"rounds": 2, "keep": 1.0}}}, "search.refine.keep: should be less than 1"),
+            ({"search": {"refine": {"rounds": 2}}}, "search.refine.keep: missing"),
+            (
+                {"search": {"trials": 3, "refine": {"rounds": 4, "keep": 0.5}}},
+                "search.refine: 4 rounds need at least as many trials, search.trials is 3; give more trials, or fewer",
             ),
         ],
     )

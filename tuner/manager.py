@@ -147,7 +147,6 @@ class StudyManager:
             storage, patience_s=patience_s, open_patience_s=min(OPEN_PATIENCE_S, patience_s)
         )
         self.artifacts = _artifacts(artifacts, self._database)
-        self._ledgers: list[Ledger] = []
 
     def __enter__(self) -> Self:
         return self
@@ -158,9 +157,7 @@ class StudyManager:
         self.close()
 
     def close(self) -> None:
-        """Close all connections, those of the ledgers too."""
-        for ledger in self._ledgers:
-            ledger.close()
+        """Close all connections."""
         self._database.close()
 
     @property
@@ -246,9 +243,7 @@ class StudyManager:
     def ledger(self, name: str) -> Ledger:
         """The study's slots, to work on."""
         row = self._study(name)
-        ledger = Ledger(self._database, row.study_id, _parsed(row))
-        self._ledgers.append(ledger)
-        return ledger
+        return Ledger(self._database, row.study_id, _parsed(row))
 
     def checkpoints(self, name: str) -> CheckpointStore:
         """The study's checkpoint files."""

@@ -33,7 +33,10 @@ class StudyPlan:
 
     @property
     def epochs(self) -> int:
-        """How many epochs the study costs, all trials together, when none diverges or stops early."""
+        """How many epochs the study costs, all trials together, when none diverges or stops early.
+
+        Asha promotes a few more: those that were among the best when they were looked at.
+        """
         return total_epochs(self.brackets)
 
     def rounds(self) -> Iterator[tuple[int, Bracket]]:
@@ -61,6 +64,7 @@ class StudyPlan:
             "direction": self.spec.direction,
             "sampler": self.spec.search.sampler,
             "pruner": self.spec.search.pruner,
+            "refine": None if (rules := self.spec.search.refine) is None else rules.model_dump(),
             "trials": self.trials,
             "epochs": self.epochs,
             "data": asdict(self.data),

@@ -38,6 +38,10 @@ class Choices:
         """The value at ``u`` in [0, 1)."""
         return self.choices[min(int(u * len(self.choices)), len(self.choices) - 1)]
 
+    def to_unit(self, value: Value) -> float:
+        """The middle of what :meth:`from_unit` maps to ``value``. Raises ValueError when it is not in the list."""
+        return (self.choices.index(value) + 0.5) / len(self.choices)
+
     def contains(self, value: Value) -> bool:
         return value in self.choices
 
@@ -109,6 +113,28 @@ class Range:
             low, high = math.log(self.low), math.log(self.high)
             return min(max(math.exp(low + u * (high - low)), self.low), self.high)
         return min(self.low + u * (self.high - self.low), self.high)
+
+    def to_unit(self, value: Value) -> float:
+        """A point that :meth:`from_unit` maps to ``value``: the middle of the interval of those that it does.
+
+        Raises ValueError when the range does not contain it.
+        """
+        exact = self.exact(value)
+        if self.or_zero and exact == 0:
+            return 0.25
+        number = float(exact)
+        if self.stepped:
+            u = (self._index(number) + 0.5) / self._steps
+        elif self.integer:
+            low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
+            u = (math.log(number) - low) / (high - low)
+        elif self.low == self.high:
+            u = 0.5
+        elif self.log:
+            u = (math.log(number) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
+        else:
+            u = (number - self.low) / (self.high - self.low)
+        return (1 + u) / 2 if self.or_zero else u
 
     def contains(self, value: Value) -> bool:
         """Whether a draw can give ``value``; a step's value may carry the rounding of another library's arithmetic."""
@@ -323,7 +349,7 @@ def _range(rule: Hyperparameter, written: Mapping[str, Any]) -> Range:
         wanted = "a whole number" if rule.kind == "int" else "a number"
         if not _is_number(step) or step <= 0 or (rule.kind == "int" and step != int(step)):
             raise ValueError(f"step needs {wanted} above 0, got {step!r}")
-        if step > high - low:
+        if _decimal(step) > _decimal(high) - _decimal(low):
             raise ValueError(
                 f"step {step!r} leaves only low {low} below high {high}; give a smaller step, or one value"
             )

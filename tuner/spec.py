@@ -30,7 +30,7 @@ from tuner.trial import HYPERPARAMETERS, Keep, Task, TrialConfig, Value
 
 Metric = Literal["error", "accuracy", "log_loss", "rmse", "mse", "mae"]
 Sampler = Literal["grid", "random", "tpe", "qmc"]
-Pruner = Literal["none", "successive_halving", "hyperband"]
+Pruner = Literal["none", "successive_halving", "asha", "hyperband"]
 Direction = Literal["minimize", "maximize"]
 
 Location = tuple[str, ...]  # the keys that lead to a place in the file: ("data", "split", "train")
@@ -150,6 +150,13 @@ class TrainingSection(_Section):
     keep: Keep | None = None  # None: best with patience, else last
 
 
+class RefineSection(_Section):
+    """``[search] refine``: coarse to fine. Each round of trials draws from around the best of the one before."""
+
+    rounds: int = Field(ge=2, le=100)
+    keep: float = Field(gt=0, lt=1)  # the best share of a round's trials, which the next round's ranges surround
+
+
 class SearchSection(_Section):
     """``[search]``: who proposes configurations, who stops them early, and how many there are in total."""
 
@@ -158,6 +165,7 @@ class SearchSection(_Section):
     trials: int | None = Field(default=None, ge=1, le=MAX_TRIALS)  # None only for a grid: its number of points
     eta: int = Field(default=3, ge=2, le=100)  # Hyperband's η: one of η configurations survives a rung
     min_epochs: int = Field(default=1, ge=1)  # Hyperband's smallest resource
+    refine: RefineSection | None = None  # None: all trials draw from the whole space
 
 
 class SpaceSection(_Section):
@@ -342,6 +350,14 @@ def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
             yield "search.trials: missing; say how many trials the study has in total"
         if not spec.search_space.searched and sound(*sections):
             yield "space: nothing to search; give at least one hyperparameter a range or choices"
+    if search.refine is not None and sound("search.refine"):
+        if search.sampler == "grid" and sound("search.sampler"):
+            yield "search.refine: a grid's points are all listed before it starts; drop refine, or use random"
+        elif search.trials is not None and search.trials < search.refine.rounds and sound("search.trials"):
+            yield (
+                f"search.refine: {search.refine.rounds} rounds need at least as many trials, search.trials is "
+                f"{search.trials}; give more trials, or fewer rounds"
+            )
     if search.min_epochs > training.max_epochs and sound("search.min_epochs", "training.max_epochs"):
         yield (
             f"search.min_epochs: {search.min_epochs} is above training.max_epochs {training.max_epochs}; "

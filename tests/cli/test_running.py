@@ -111,6 +111,18 @@ def test_results_follow_the_contract() -> None:
     assert tuner("studies").stdout.splitlines()[1].split()[:3] == ["tiny", "finished", "error"]
 
 
+@pytest.mark.parametrize("search", ['pruner = "asha"', 'pruner = "hyperband"\nrefine = { rounds = 2, keep = 0.3 }'])
+def test_searches_run_to_their_end(search: str) -> None:
+    study = write_study(TINY.replace('pruner = "none"', search).replace("trials = 3", "trials = 12"))
+    assert "12 trials" in tuner("check", study).stdout
+    tuner("create", study)
+    tuner("worker", "tiny", "--device", "cpu", "--quiet")
+    summary = tuner_json("show", "tiny")
+    assert summary["state"] == "finished"
+    assert summary["trials"]["complete"] >= 1
+    assert summary["trials"]["complete"] + summary["trials"]["pruned"] == 12
+
+
 def test_nothing_completed() -> None:
     study = write_study(DIVERGING)
     tuner("create", study)

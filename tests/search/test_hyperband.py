@@ -18,6 +18,8 @@ from tuner.search.hyperband import (
     deal,
     largest_bracket,
     plan,
+    promotable,
+    rounds,
     slot_place,
     slots,
     survivors,
@@ -39,7 +41,7 @@ def rows(bracket: Bracket) -> list[tuple[int, int]]:
 resources = st.integers(1, 2000).flatmap(
     lambda top: st.tuples(st.just(top), st.integers(2, 5), st.one_of(st.just(1), st.integers(1, top)))
 )
-pruners: st.SearchStrategy[Pruner] = st.sampled_from(["none", "successive_halving", "hyperband"])
+pruners: st.SearchStrategy[Pruner] = st.sampled_from(["none", "successive_halving", "asha", "hyperband"])
 
 
 class TestBrackets:
@@ -259,6 +261,64 @@ class TestSurvivors:
         for number in chosen:
             better = values[number] - 1 if direction == "minimize" else values[number] + 1
             assert number in survivors({**values, number: better}, keep, direction)
+
+
+class TestPromotable:
+    def test_the_best_of_those_so_far(self) -> None:
+        values = {n: n / 10 for n in range(9)}
+        assert promotable(values, set(), 3, "minimize") == [0, 1, 2]
+        assert promotable(values, set(), 3, "maximize") == [8, 7, 6]
+        assert promotable(values, {0, 2}, 3, "minimize") == [1]
+        assert promotable(values, {0, 1, 2}, 3, "minimize") == []
+
+    def test_whoever_went_on_takes_a_place(self) -> None:
+        """Slots that were promoted early, and would not be now, do not make room for more."""
+        assert promotable({0: 0.9, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.5}, {0}, 3, "minimize") == [1, 2]
+
+    @pytest.mark.parametrize("count", [0, 1, 2])
+    def test_fewer_than_eta_promote_nobody(self, count: int) -> None:
+        assert promotable(dict.fromkeys(range(count), 0.5), set(), 3, "minimize") == []
+
+    def test_diverged_lanes_count_and_are_never_promoted(self) -> None:
+        values = {0: math.nan, 1: math.nan, 2: math.inf, 3: 0.5, 4: math.nan, 5: math.nan}
+        assert promotable(values, set(), 3, "minimize") == [3]
+
+    @given(any_values, st.integers(2, 5), directions, st.data())
+    def test_promises(self, values: dict[int, float], eta: int, direction: Direction, data: st.DataObject) -> None:
+        promoted = set(data.draw(st.lists(st.sampled_from(sorted(values)), unique=True))) if values else set()
+        found = promotable(values, promoted, eta, direction)
+        best = survivors(values, len(values) // eta, direction)
+        assert not promoted & set(found)
+        assert set(found) == set(best) - promoted
+        assert found == [number for number in best if number in found]
+
+    @given(any_values, st.integers(2, 5))
+    def test_in_the_end_at_least_as_many_as_of_one_decision(self, values: dict[int, float], eta: int) -> None:
+        """Results that come one by one promote the final best, and sometimes more."""
+        promoted: set[int] = set()
+        seen: dict[int, float] = {}
+        for number, value in values.items():
+            seen[number] = value
+            promoted |= set(promotable(seen, promoted, eta, "minimize"))
+        assert promoted >= set(survivors(values, len(values) // eta, "minimize"))
+
+
+class TestRounds:
+    def test_one_without_refinement(self) -> None:
+        assert rounds(study()) == (range(243),)
+
+    @pytest.mark.parametrize(("trials", "count", "sizes"), [(10, 2, [5, 5]), (5, 3, [2, 2, 1]), (10, 4, [3, 2, 3, 2])])
+    def test_consecutive_and_as_equal_as_can_be(self, trials: int, count: int, sizes: list[int]) -> None:
+        spec = study(search={"trials": trials, "refine": {"rounds": count, "keep": 0.2}})
+        parts = rounds(spec)
+        assert [len(part) for part in parts] == sizes
+        assert [number for part in parts for number in part] == list(range(trials))
+
+    def test_no_bracket_spans_two(self) -> None:
+        spec = study(search={"trials": 100, "refine": {"rounds": 3, "keep": 0.2}}, training={"max_epochs": 9})
+        starts = {numbers.start for numbers in slots(plan(spec))}
+        assert {part.start for part in rounds(spec)} <= starts
+        assert sum(bracket.size for bracket in plan(spec)) == 100
 
 
 def test_brackets_need_no_optuna() -> None:

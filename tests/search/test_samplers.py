@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
-import optuna
 import pytest
-from optuna.trial import TrialState
 
 from tests.spaces import study
-from tuner.search.distributions import distributions_for, encode
+from tuner.search.history import Observation, ranked
 from tuner.search.samplers import (
     STARTUP_TRIALS,
     GridSampler,
@@ -20,18 +19,13 @@ from tuner.search.samplers import (
     TpeSampler,
     make_sampler,
 )
-from tuner.space import Space
+from tuner.space import Range, Space
+from tuner.spec import Direction, StudySpec
 from tuner.spec import Sampler as SamplerName
-from tuner.spec import StudySpec
 from tuner.trial import HYPERPARAMETERS, TrialConfig, Value
 
 SAMPLERS: list[SamplerName] = ["grid", "random", "tpe", "qmc"]
 STATELESS: list[SamplerName] = ["grid", "random", "qmc"]
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def goodness(params: dict[str, Value]) -> float:
@@ -40,30 +34,27 @@ def goodness(params: dict[str, Value]) -> float:
     return (math.log10(rate) + 2) ** 2 + (5 * (dropout - 0.2)) ** 2 + (params["weight_decay"] != 0)
 
 
-def finished_study(spec: StudySpec, count: int, *, state: TrialState = TrialState.COMPLETE) -> optuna.Study:
-    """A study whose first trials are random and have finished with their :func:`goodness`."""
-    space = spec.search_space
-    filled = optuna.create_study(direction=spec.direction)
-    random = RandomSampler(space, seed=99)
-    for number in range(count):
-        add(filled, space, random.at(number), state)
-    return filled
+State = Literal["complete", "pruned", "running"]
 
 
-def add(filled: optuna.Study, space: Space, params: dict[str, Value], state: TrialState) -> None:
-    value = goodness(params) if filled.direction.name == "MINIMIZE" else -goodness(params)
-    filled.add_trial(
-        optuna.trial.create_trial(
-            state=state,
-            value=value if state == TrialState.COMPLETE else None,
-            intermediate_values={1: value + 1, 3: value} if state == TrialState.PRUNED else None,
-            params=encode(params, space),
-            distributions=distributions_for(params, space),
-        )
+def finished(spec: StudySpec, count: int, *, state: State = "complete") -> list[Observation]:
+    """The first trials of a study: random, and finished with their :func:`goodness`."""
+    random = RandomSampler(spec.search_space, seed=99)
+    return [observed(number, random.at(number), spec.direction, state) for number in range(count)]
+
+
+def observed(number: int, params: dict[str, Value], direction: Direction, state: State = "complete") -> Observation:
+    value = goodness(params) if direction == "minimize" else -goodness(params)
+    return Observation(
+        number=number,
+        params=params,
+        value=None if state == "running" else value,
+        epochs=3,
+        complete=state == "complete",
     )
 
 
-def never() -> optuna.Study:
+def never() -> list[Observation]:
     raise AssertionError("this sampler does not learn: it has no business in the storage")
 
 
@@ -72,17 +63,17 @@ class TestContract:
     """Holds for every sampler, before and after there is something to learn from."""
 
     @pytest.fixture(params=[0, 30])
-    def history(self, request: pytest.FixtureRequest, name: SamplerName) -> optuna.Study:
-        return finished_study(study(name), request.param)
+    def history(self, request: pytest.FixtureRequest, name: SamplerName) -> list[Observation]:
+        return finished(study(name), request.param)
 
-    def draw(self, name: SamplerName, history: optuna.Study, numbers: Sequence[int], seed: int = 5) -> list[Any]:
+    def draw(self, name: SamplerName, history: list[Observation], numbers: Sequence[int], seed: int = 5) -> list[Any]:
         return make_sampler(study(name, study={"seed": seed})).draw(numbers, lambda: history)
 
-    def test_one_for_each_slot(self, name: SamplerName, history: optuna.Study) -> None:
+    def test_one_for_each_slot(self, name: SamplerName, history: list[Observation]) -> None:
         assert len(self.draw(name, history, range(8, 24))) == 16
         assert self.draw(name, history, []) == []
 
-    def test_every_hyperparameter_inside_its_domain(self, name: SamplerName, history: optuna.Study) -> None:
+    def test_every_hyperparameter_inside_its_domain(self, name: SamplerName, history: list[Observation]) -> None:
         spec = study(name)
         for params in self.draw(name, history, range(40)):
             assert list(params) == list(HYPERPARAMETERS)
@@ -94,21 +85,29 @@ class TestContract:
             assert all(type(params[key]) is types[rule.kind] for key, rule in HYPERPARAMETERS.items())
             assert isinstance(spec.trial_config(params), TrialConfig)
 
-    def test_repeatable(self, name: SamplerName, history: optuna.Study) -> None:
+    def test_repeatable(self, name: SamplerName, history: list[Observation]) -> None:
         assert self.draw(name, history, range(20, 40)) == self.draw(name, history, range(20, 40))
 
-    def test_history_is_left_alone(self, name: SamplerName, history: optuna.Study) -> None:
-        before = history.get_trials()
+    def test_history_is_left_alone(self, name: SamplerName, history: list[Observation]) -> None:
+        before = [replace(trial, params=dict(trial.params)) for trial in history]
         self.draw(name, history, range(20, 40))
-        assert history.get_trials() == before
+        assert history == before
 
-    def test_nothing_is_logged(
-        self, name: SamplerName, history: optuna.Study, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.INFO)
-        self.draw(name, history, range(20, 24))
-        assert optuna.logging.get_verbosity() == optuna.logging.INFO
-        assert capfd.readouterr() == ("", "")
+    def test_a_space_of_single_values(self, name: SamplerName, history: list[Observation]) -> None:
+        """What refinement may leave: every domain there, none with a choice."""
+        spec = study(name)
+        point = RandomSampler(spec.search_space, 1).at(3)
+        single = Space(
+            {
+                key: replace(domain, low=point[key], high=point[key], step=None, or_zero=False)  # type: ignore[arg-type]
+                if isinstance(domain, Range) and point[key] != 0
+                else type(spec.search_space["optimizer"])(value=point[key])  # type: ignore[call-arg]
+                for key, domain in spec.search_space.items()
+            }
+        )
+        if name != "grid":
+            drawn = make_sampler(spec, single).draw([30, 31], lambda: history)
+            assert drawn == [pytest.approx(point), pytest.approx(point)]
 
 
 @pytest.mark.parametrize("name", STATELESS)
@@ -195,21 +194,21 @@ class TestTpe:
 
     def test_stays_random_until_enough_have_finished(self) -> None:
         spec = study("tpe")
-        few = finished_study(spec, STARTUP_TRIALS - 1)
+        few = finished(spec, STARTUP_TRIALS - 1)
         assert make_sampler(spec).draw(range(50, 60), lambda: few) == RandomSampler(spec.search_space, 0).draw(
             range(50, 60), never
         )
-        enough = finished_study(spec, STARTUP_TRIALS)
+        enough = finished(spec, STARTUP_TRIALS)
         assert make_sampler(spec).draw(range(50, 60), lambda: enough) != RandomSampler(spec.search_space, 0).draw(
             range(50, 60), never
         )
 
     @pytest.mark.parametrize("metric", ["error", "accuracy"])
-    @pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.PRUNED])
-    def test_gathers_at_the_optimum(self, state: TrialState, metric: str) -> None:
+    @pytest.mark.parametrize("state", ["complete", "pruned"])
+    def test_gathers_at_the_optimum(self, state: State, metric: str) -> None:
         """Whichever way the metric points, and from pruned trials alone as well."""
         spec = study("tpe", study={"metric": metric})
-        history = finished_study(spec, 60, state=state)
+        history = finished(spec, 60, state=state)
         proposed = make_sampler(spec).draw(range(100, 120), lambda: history)
         random = RandomSampler(spec.search_space, 0).draw(range(100, 120), never)
         assert np.mean([goodness(p) for p in proposed]) < 0.7 * np.mean([goodness(p) for p in random])
@@ -219,24 +218,24 @@ class TestTpe:
         spec = study("tpe")
         space = spec.search_space
         sampler = TpeSampler(space, 0, "minimize")
-        history = optuna.create_study()
+        history: list[Observation] = []
         for first in range(0, 80, 8):
-            for params in sampler.draw(range(first, first + 8), lambda: history):
-                add(history, space, params, TrialState.COMPLETE)
-        learned = [trial.value or 0.0 for trial in history.trials]
+            pack = sampler.draw(range(first, first + 8), history.copy)
+            history += [observed(first + i, params, "minimize") for i, params in enumerate(pack)]
+        learned = [trial.value or 0.0 for trial in history]
         random = [goodness(params) for params in RandomSampler(space, 0).draw(range(80), never)]
         assert np.mean(learned[40:]) < 0.5 * np.mean(random[40:])
         assert min(learned) < min(random)
 
     def test_a_pack_is_not_one_point(self) -> None:
         spec = study("tpe")
-        history = finished_study(spec, 40)
+        history = finished(spec, 40)
         pack = make_sampler(spec).draw(range(50, 66), lambda: history)
         assert len({params["learning_rate"] for params in pack}) == 16
 
     def test_slots_draw_from_different_streams(self) -> None:
         spec = study("tpe")
-        history = finished_study(spec, 40)
+        history = finished(spec, 40)
         sampler = make_sampler(spec)
         assert sampler.draw([50], lambda: history) != sampler.draw([51], lambda: history)
 
@@ -244,27 +243,64 @@ class TestTpe:
         """Other workers' unfinished trials count as bad: with many of them at the optimum, proposals move away."""
         spec = study("tpe")
         space = spec.search_space
-        free, crowded = finished_study(spec, 40), finished_study(spec, 40)
+        free, crowded = finished(spec, 40), finished(spec, 40)
         best = {**RandomSampler(space, 0).at(0), "learning_rate": 0.01, "dropout": 0.2, "weight_decay": 0.0}
-        for _ in range(60):
-            add(crowded, space, best, TrialState.RUNNING)
+        crowded += [observed(40 + i, best, "minimize", "running") for i in range(60)]
         distances = [
             np.mean([goodness(p) for p in make_sampler(spec).draw(range(50, 66), lambda h=history: h)])  # type: ignore[misc]
             for history in (free, crowded)
         ]
         assert distances[1] > distances[0]
 
-    def test_failed_trials_and_empty_ones_are_ignored(self) -> None:
+    def test_trials_outside_a_narrowed_space_are_ignored(self) -> None:
         spec = study("tpe")
-        history = finished_study(spec, 20)
-        before = make_sampler(spec).draw([50], lambda: history)
-        for state in (TrialState.FAIL, TrialState.WAITING, TrialState.RUNNING):
-            history.add_trial(optuna.trial.create_trial(state=state))
-        assert make_sampler(spec).draw([50], lambda: history) == before
+        history = finished(spec, 60)
+        space = spec.search_space
+        rate = Range(low=1e-3, high=1e-2, log=True)
+        narrowed = Space({**space, "learning_rate": rate})
+        inside = [trial for trial in history if rate.contains(trial.params["learning_rate"])]
+        assert STARTUP_TRIALS <= len(inside) < 60
+        numbers = range(70, 80)
+        drawn = make_sampler(spec, narrowed).draw(numbers, lambda: history)
+        assert all(rate.contains(params["learning_rate"]) for params in drawn)
+        assert drawn == make_sampler(spec, narrowed).draw(numbers, lambda: inside)
+        assert drawn != RandomSampler(narrowed, 0).draw(numbers, never)
+
+    def test_diverged_trials_are_learned_from_as_the_worst(self) -> None:
+        """Half of the space diverges; proposals stay away from it."""
+        spec = study("tpe")
+        history = [
+            replace(trial, value=math.nan, complete=False) if float(trial.params["learning_rate"]) > 1e-3 else trial
+            for trial in finished(spec, 60)
+        ]
+        drawn = make_sampler(spec).draw(range(70, 102), lambda: history)
+        assert np.mean([float(params["learning_rate"]) > 1e-3 for params in drawn]) < 0.25
 
     def test_a_restarted_startup_slot_keeps_its_configuration(self) -> None:
         """Slot 3 is random's slot 3 even when it is drawn late, beside slots that TPE proposes."""
         spec = study("tpe")
-        history = finished_study(spec, 20)
+        history = finished(spec, 20)
         drawn = make_sampler(spec).draw([50, 3], lambda: history)
         assert drawn[1] == RandomSampler(spec.search_space, 0).at(3)
+
+
+class TestRanked:
+    def trial(self, number: int, value: float | None, epochs: int = 9, *, complete: bool = False) -> Observation:
+        return Observation(number=number, params={}, value=value, epochs=epochs, complete=complete)
+
+    def test_complete_then_longest_then_diverged(self) -> None:
+        trials = [
+            self.trial(0, math.nan, 9),
+            self.trial(1, 0.1, 1),
+            self.trial(2, 0.4, 3),
+            self.trial(3, 0.9, 9, complete=True),
+            self.trial(4, None, 5),
+            self.trial(5, 0.3, 3),
+            self.trial(6, 0.8, 4, complete=True),
+        ]
+        assert [trial.number for trial in ranked(trials, "minimize")] == [6, 3, 5, 2, 1, 0]
+        assert [trial.number for trial in ranked(trials, "maximize")] == [3, 6, 2, 5, 1, 0]
+
+    def test_equal_values_go_by_number(self) -> None:
+        trials = [self.trial(number, 0.5) for number in (2, 0, 1)]
+        assert [trial.number for trial in ranked(trials, "maximize")] == [0, 1, 2]

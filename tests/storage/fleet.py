@@ -161,12 +161,26 @@ def check(manager: StudyManager, spec: StudySpec, url: str, log: Log | None = No
         assert trial.value == row.value
         if row.state != "failed":
             assert sorted(trial.intermediate_values) == list(range(1, row.epochs + 1)), "each epoch once"
-    if not any(row.state == "failed" for row in rows):
+    if spec.search.pruner == "asha":
+        left_behind(manager, spec)
+    elif not any(row.state == "failed" for row in rows):
         assert Counter((row.bracket, row.rung) for row in rows) == ends(spec), "brackets as dealt"
     if log is not None:
         expected = {(row.number, rung) for row in rows for rung in range(row.rung + 1) if row.state != "failed"}
         assert {place for place in log.accepted if rows[place[0]].state != "failed"} == expected, "none lost"
         assert set(log.accepted.values()) <= {1}, "no result accepted twice"
+
+
+def left_behind(manager: StudyManager, spec: StudySpec) -> None:
+    """The end of the asynchronous rule: each rung's best 1/η went on, and something is complete in each bracket."""
+    rows = manager.trials(spec.study.name)
+    for place, bracket in enumerate(hyperband.plan(spec)):
+        members = [row for row in rows if row.bracket == place]
+        assert any(row.state == "complete" for row in members), "somebody gets to the top"
+        for rung, rule in enumerate(bracket.rungs[:-1]):
+            reached = {row.number: truth(row.params or {}, rule.epochs) for row in members if row.rung >= rung}
+            gone = {row.number for row in members if row.rung > rung}
+            assert not hyperband.promotable(reached, gone, spec.search.eta, spec.direction), "nobody is left behind"
 
 
 def ends(spec: StudySpec) -> Counter[tuple[int, int]]:

@@ -21,7 +21,8 @@ from tests.storage.fleet import check, create, make_spec
 from tests.storage.servers import lay_tables
 from tuner.errors import StorageError, StudyNotFoundError
 from tuner.manager import StudyManager
-from tuner.storage import schema
+from tuner.search.refine import narrow, read_written
+from tuner.storage import records, schema
 from tuner.storage.checkpoints import Checkpoint
 from tuner.storage.ledger import Claim, EpochRow, Ledger, RungResult
 
@@ -82,6 +83,13 @@ class TestWholeStudies:
             {"pruner": "hyperband", "eta": 2},
             {"pruner": "none", "sampler": "grid", "trials": None},
             {"pruner": "hyperband", "sampler": "tpe"},
+            {"pruner": "asha"},
+            {"pruner": "asha", "sampler": "tpe", "eta": 2},
+            {"pruner": "asha", "trials": 1},
+            {"pruner": "asha", "trials": 2},
+            {"pruner": "hyperband", "refine": {"rounds": 2, "keep": 0.2}},
+            {"pruner": "asha", "sampler": "qmc", "refine": {"rounds": 3, "keep": 0.5}},
+            {"pruner": "none", "sampler": "tpe", "trials": 40, "refine": {"rounds": 2, "keep": 0.3}},
         ],
         ids=str,
     )
@@ -475,6 +483,246 @@ class TestRungs:
             assert sorted(pool.map(one, packs)) == [0, 0, 3]
         fleet.work(ledger, manager.checkpoints("fleet"))
         check(manager, spec, url)
+
+
+class TestAsha:
+    """Algorithm 2 of Li et al. 2020, step by step, and by many at once."""
+
+    @pytest.mark.parametrize("limit", [1, 4])
+    def test_concurrent_workers_keep_every_promise(self, url: str, manager: StudyManager, limit: int) -> None:
+        spec = make_spec(40, pruner="asha")
+        create(manager, spec)
+        log = fleet.Log()
+
+        def one(pid: int) -> None:
+            fleet.work(manager.ledger("fleet"), manager.checkpoints("fleet"), limit=limit, log=log, pid=pid)
+
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(one, range(3)))
+        check(manager, spec, url, log)
+        assert not list(manager.checkpoints("fleet").root.iterdir()), "no checkpoint outlives its use"
+
+    def test_step_by_step(self, local: StudyManager) -> None:
+        ledger = create(local, make_spec(7, pruner="asha"))  # rungs at 1, 3 and 9 epochs
+        worker = ledger.register("h", 1, "cpu", "0")
+
+        def step(value: float) -> tuple[int, int]:
+            (claim,) = ledger.claim(worker, limit=1, lease_s=60)
+            ledger.commit(worker, [fleet.result(claim, value)])
+            return claim.number, claim.rung
+
+        assert [step(value) for value in (0.5, 0.4, 0.3)] == [(0, 0), (1, 0), (2, 0)]
+        assert step(0.25) == (2, 1)  # the best of three goes on before anything new begins
+        assert step(0.2) == (3, 0)
+        assert step(0.15) == (3, 1)  # the best of four, although 2 has gone already
+        # Six results, of which the best two are 3 and 2, and have gone; then seven.
+        assert [step(value) for value in (0.9, 0.8, 0.7)] == [(4, 0), (5, 0), (6, 0)]
+        # Rung 1 has two results, of which the best third is nobody. Nothing is left to begin: its best goes on.
+        assert step(0.1) == (3, 2)
+        rows = local.trials("fleet")
+        assert ledger.finished()
+        assert [(row.state, row.rung) for row in rows] == [
+            ("pruned", 0),
+            ("pruned", 0),
+            ("pruned", 1),
+            ("complete", 2),
+            ("pruned", 0),
+            ("pruned", 0),
+            ("pruned", 0),
+        ]
+        assert [row.value for row in rows] == [0.5, 0.4, 0.25, 0.1, 0.9, 0.8, 0.7]
+        assert rows[0].reason == "rung 0 at 1 epochs: rank 4 of 7, 2 promoted"
+        assert rows[2].reason == "rung 1 at 3 epochs: rank 2 of 2, 1 promoted"
+
+    def test_a_pack_is_promoted_from_one_rung(self, local: StudyManager) -> None:
+        ledger = create(local, make_spec(40, pruner="asha"))
+        worker = ledger.register("h", 1, "cpu", "0")
+        pack = ledger.claim(worker, limit=20, lease_s=60)
+        ledger.commit(worker, [fleet.result(claim) for claim in pack])
+        few = ledger.claim(worker, limit=2, lease_s=60)
+        rest = ledger.claim(worker, limit=20, lease_s=60)
+        assert (len(few), len(rest)) == (2, 4)
+        assert {claim.rung for claim in (*few, *rest)} == {1}
+        assert not {claim.number for claim in few} & {claim.number for claim in rest}
+        assert {claim.rung for claim in ledger.claim(worker, limit=50, lease_s=60)} == {0}
+
+    def test_all_diverge(self, local: StudyManager) -> None:
+        ledger = create(local, make_spec(4, pruner="asha"))
+        worker = ledger.register("h", 1, "cpu", "0")
+        claims = ledger.claim(worker, limit=4, lease_s=60)
+        outcome = ledger.commit(worker, [fleet.result(claim, math.nan) for claim in claims])
+        assert outcome.pruned == {0, 1, 2, 3}
+        assert ledger.finished()
+
+    def test_a_failure_at_the_end_leaves_the_next_best_a_chance(self, local: StudyManager) -> None:
+        ledger = create(local, make_spec(2, pruner="asha"))
+        ledger.max_attempts = 1
+        worker = ledger.register("h", 1, "cpu", "0")
+        claims = ledger.claim(worker, limit=2, lease_s=60)
+        ledger.commit(worker, [fleet.result(claim, float(claim.number)) for claim in claims])
+        (first,) = ledger.claim(worker, limit=2, lease_s=60)
+        assert (first.number, first.rung) == (0, 1)
+        outcome = ledger.fail(worker, [(0, first.token, "boom")])
+        assert (outcome.failed, outcome.promoted) == ({0}, {1})
+        fleet.work(ledger, local.checkpoints("fleet"))
+        assert [row.state for row in local.trials("fleet")] == ["failed", "complete"]
+
+    def test_the_checker_notices_who_is_left_behind(
+        self, local: StudyManager, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without the rule only the last hope of the end goes on."""
+        spec = make_spec(20, pruner="asha")
+        ledger = create(local, spec)
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger, "_promotable", lambda _: [])
+            fleet.work(ledger, local.checkpoints("fleet"))
+        with pytest.raises(AssertionError, match="nobody is left behind"):
+            check(local, spec, sqlite_url)
+
+    def test_statements_depend_on_nothing(self, manager: StudyManager) -> None:
+        def cost(trials: int, name: str) -> tuple[int, int]:
+            spec = fleet.spaces_study(
+                study={"name": name}, search={"trials": trials, "pruner": "asha"}, training={"max_epochs": 9}
+            )
+            manager.create(spec, data_root=Path("/"), data_digest="d", split_digest="s")
+            ledger = manager.ledger(name)
+            worker = ledger.register("h", 1, "cpu", "0")
+            claims = ledger.claim(worker, limit=trials - 1, lease_s=60)
+            _, commit = counted(manager, lambda: ledger.commit(worker, [fleet.result(c) for c in claims]))
+            promoted, claim = counted(manager, lambda: ledger.claim(worker, limit=trials, lease_s=60))
+            assert {c.rung for c in promoted} == {1}
+            return claim, commit
+
+        assert cost(7, "few") == cost(40, "many")
+
+
+class TestRefinement:
+    REFINE: dict[str, Any] = {"rounds": 2, "keep": 0.2}  # noqa: RUF012
+
+    def drawn(self, manager: StudyManager, name: str, limit: int, crew: int, spec: Any) -> list[Any]:
+        manager.create(spec, data_root=Path("/"), data_digest="d", split_digest="s")
+
+        def one(pid: int) -> None:
+            fleet.work(manager.ledger(name), manager.checkpoints(name), limit=limit, pid=pid)
+
+        with ThreadPoolExecutor(crew) as pool:
+            list(pool.map(one, range(crew)))
+        return [row.params for row in manager.trials(name)]
+
+    def test_any_number_of_workers_draws_the_same(self, url: str, manager: StudyManager) -> None:
+        specs = [
+            fleet.spaces_study(
+                study={"name": name}, search={"trials": 30, "refine": self.REFINE}, training={"max_epochs": 9}
+            )
+            for name in ("one", "many")
+        ]
+        alone = self.drawn(manager, "one", 7, 1, specs[0])
+        together = self.drawn(manager, "many", 3, 4, specs[1])
+        assert alone == together
+        check(manager, specs[1], url)
+
+    def test_a_round_waits_for_all_before_it_and_draws_around_their_best(
+        self, local: StudyManager, sqlite_url: str
+    ) -> None:
+        spec = make_spec(40, pruner="none", refine={"rounds": 2, "keep": 0.2})
+        ledger = create(local, spec)
+        worker, other = (ledger.register("h", pid, "cpu", "0") for pid in (1, 2))
+        first = ledger.claim(worker, limit=40, lease_s=60)
+        assert [claim.number for claim in first] == list(range(20))
+        ledger.commit(worker, [fleet.result(claim) for claim in first[:-1]])
+        assert ledger.claim(other, limit=40, lease_s=60) == []
+        ledger.commit(worker, [fleet.result(first[-1])])
+        second = ledger.claim(other, limit=40, lease_s=60)
+        assert [claim.number for claim in second] == list(range(20, 40))
+        best = sorted(first, key=lambda claim: fleet.truth(claim.params, 9))[:4]
+        space = spec.search_space
+        expected = narrow(space, [claim.params for claim in best], 0.2)
+        for claim in second:
+            assert all(domain.contains(claim.params[key]) for key, domain in expected.searched.items())
+        rates = [float(claim.params["learning_rate"]) for claim in second]  # type: ignore[arg-type]
+        assert max(rates) / min(rates) < 1e-1 / 1e-5 / 10  # narrower than the whole
+        ledger.commit(other, [fleet.result(claim) for claim in second])
+        assert ledger.finished()
+        # Any Optuna tool reads the parameters under the study's own distributions, and the narrowed space beside them.
+        trials = fleet.read_optuna(sqlite_url, "fleet").trials
+        assert trials[0].distributions["learning_rate"] == trials[39].distributions["learning_rate"]
+        storage = optuna.storages.RDBStorage(sqlite_url)
+        written = optuna.load_study(study_name="fleet", storage=storage).user_attrs["space_of_round_2"]
+        storage.remove_session()
+        storage.engine.dispose()
+        assert read_written(space, written) == expected
+
+    def test_who_narrows_second_takes_what_is_there(self, local: StudyManager) -> None:
+        ledger = create(local, make_spec(10, pruner="none", refine={"rounds": 2, "keep": 0.5}))
+        worker = ledger.register("h", 1, "cpu", "0")
+        claims = ledger.claim(worker, limit=5, lease_s=60)
+        ledger.commit(worker, [fleet.result(claim) for claim in claims])
+        key = "space_of_round_2"
+        mine = {"learning_rate": {"low": 2e-3, "high": 3e-3, "log": True}}
+        local._database.write(lambda c: records.keep_study_attr(c, ledger.study_id, key, mine))
+        local._database.write(lambda c: ledger._narrow(c, 1))
+        assert local._database.read(lambda c: records.study_attr(c, ledger.study_id, key)) == mine
+        assert all(2e-3 <= float(c.params["learning_rate"]) <= 3e-3 for c in ledger.claim(worker, limit=5, lease_s=60))  # type: ignore[arg-type]
+
+
+class TestRetry:
+    def failed(self, ledger: Ledger, worker: int, *numbers: int) -> None:
+        claims = {claim.number: claim for claim in ledger.claim(worker, limit=9, lease_s=60)}
+        ledger.release(worker, [(n, c.token, 0) for n, c in claims.items() if n not in numbers])
+        ledger.fail(worker, [(n, claims[n].token, "boom") for n in numbers])
+
+    def test_failed_slots_come_again(self, url: str, manager: StudyManager) -> None:
+        spec = make_spec(9, pruner="none")
+        ledger = create(manager, spec)
+        ledger.max_attempts = 1
+        worker = ledger.register("h", 1, "cpu", "0")
+        self.failed(ledger, worker, 2, 5)
+        before = {row.number: row.params for row in manager.trials("fleet")}
+        ledger.max_attempts = 3
+        fleet.work(ledger, manager.checkpoints("fleet"))
+        check(manager, spec, url)
+        assert manager.summary("fleet").trials["failed"] == 2
+        assert ledger.retry() == {2, 5}
+        rows = manager.trials("fleet")
+        assert [(rows[n].state, rows[n].attempt, rows[n].reason) for n in (2, 5)] == [("waiting", 0, None)] * 2
+        assert fleet.read_optuna(url, "fleet").trials[2].state.name == "RUNNING"
+        fleet.work(ledger, manager.checkpoints("fleet"))
+        check(manager, spec, url)
+        assert manager.summary("fleet").trials["complete"] == 9
+        assert {row.number: row.params for row in manager.trials("fleet")} == before
+        assert "reason" not in fleet.read_optuna(url, "fleet").trials[2].user_attrs
+        assert ledger.retry() == set()
+
+    @pytest.mark.parametrize(("value", "promoted"), [(-1.0, {4}), (100.0, set())], ids=["better", "worse"])
+    def test_it_competes_with_those_before_it(self, local: StudyManager, value: float, promoted: set[int]) -> None:
+        """A rung that was decided without it is not decided anew, but only who is good enough goes on."""
+        ledger = create(local, make_spec(9))
+        ledger.max_attempts = 1
+        worker = ledger.register("h", 1, "cpu", "0")
+        self.failed(ledger, worker, 4)
+        fleet.work(ledger, local.checkpoints("fleet"))
+        assert ledger.retry() == {4}
+        (claim,) = ledger.claim(worker, limit=9, lease_s=60)
+        outcome = ledger.commit(worker, [fleet.result(claim, value)])
+        assert outcome.promoted == promoted
+        assert outcome.pruned == {4} - promoted
+
+    def test_a_slot_that_was_never_drawn(self, local: StudyManager, sqlite_url: str) -> None:
+        spec = make_spec(3, pruner="none")
+        ledger = create(local, spec)
+        worker = ledger.register("h", 1, "cpu", "0")
+        for _ in range(3):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ledger, "_store_drawn", _killed)
+                patch.setattr(ledger, "release", lambda *_: None)
+                with pytest.raises(KeyboardInterrupt):
+                    ledger.claim(worker, limit=1, lease_s=60)
+            expire(local)
+        fleet.work(ledger, local.checkpoints("fleet"))
+        assert ledger.retry() == {0}
+        fleet.work(ledger, local.checkpoints("fleet"))
+        check(local, spec, sqlite_url)
+        assert local.summary("fleet").trials["complete"] == 3
 
 
 class TestRelease:

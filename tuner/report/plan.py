@@ -5,19 +5,28 @@ from __future__ import annotations
 from tuner.data import DataSummary
 from tuner.plan import StudyPlan
 from tuner.report.layout import count, indented, number, pairs, table
-from tuner.search import Bracket
+from tuner.search import Bracket, rounds
 from tuner.space import Choices, Constant, Domain, Range
 from tuner.trial import HYPERPARAMETERS
+
+_PRUNERS = {
+    "none": "no pruning",
+    "successive_halving": "successive halving",
+    "asha": "asynchronous successive halving",
+    "hyperband": "Hyperband",
+}
 
 
 def plan_text(plan: StudyPlan) -> str:
     """Data, splits, search space, brackets and cost of a study that has not begun."""
     study, search, space = plan.spec.study, plan.spec.search, plan.spec.search_space
-    pruner = {"none": "no pruning", "successive_halving": "successive halving", "hyperband": "Hyperband"}[search.pruner]
+    pruner = _PRUNERS[search.pruner]
     eta = "" if search.pruner == "none" else f" (η = {search.eta})"
-    rounds = [[times, bracket.index, bracket.size, _rungs(bracket)] for times, bracket in plan.rounds()]
+    brackets = [[times, bracket.index, bracket.size, _rungs(bracket)] for times, bracket in plan.rounds()]
     full = plan.trials * plan.spec.training.max_epochs
     without = "" if full == plan.epochs else f" ({full:,} without pruning)"
+    # Promotions on what is known so far are a few more than 1/η, and a trial that diverges or stops early is fewer.
+    bound = "or so" if search.pruner == "asha" else "at most"
     refits = count(plan.spec.final.seeds, "refit")
     lines = [
         f"{study.name}: {plan.spec.direction} the validation {study.metric}, seed {study.seed}",
@@ -29,12 +38,24 @@ def plan_text(plan: StudyPlan) -> str:
         pairs({name: _domain(domain) for name, domain in space.items() if not _is_default(name, domain)}),
         "",
         f"search: {count(plan.trials, 'trial')}, {search.sampler} sampler, {pruner}{eta}",
-        indented(table(["times", "s", "trials", "rungs: n_i trials trained to r_i epochs"], rounds)),
+        indented(table(["times", "s", "trials", "rungs: n_i trials trained to r_i epochs"], brackets)),
         "",
-        f"cost: {count(plan.epochs, 'epoch')} at most{without}, then {refits} of the winner",
+        *_refinement(plan),
+        f"cost: {count(plan.epochs, 'epoch')} {bound}{without}, then {refits} of the winner",
         *(f"advice: {line}" for line in plan.spec.advice),
     ]
     return "\n".join(lines)
+
+
+def _refinement(plan: StudyPlan) -> list[str]:
+    """How the search goes from coarse to fine, if it does."""
+    rules = plan.spec.search.refine
+    if rules is None:
+        return []
+    sizes = [len(part) for part in rounds(plan.spec)]
+    each = f"{sizes[0]:,}" if len(set(sizes)) == 1 else f"{sizes[0]:,} or {sizes[-1]:,}"
+    how = f"each draws from around the best {100 * rules.keep:g} % of the one before"
+    return [f"refine: {rules.rounds} rounds of {each} trials; {how}", ""]
 
 
 def _data(data: DataSummary) -> str:

@@ -14,6 +14,9 @@ n_i     ``Rung.size``                  lanes trained in rung i
 r_i     ``Rung.epochs``                epochs, in total, that they have been trained when rung i is decided
 ======  =============================  ============================================================================
 
+Successive halving's asynchronous form (Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht, Talwalkar, "A System
+for Massively Parallel Hyperparameter Tuning", MLSys 2020, Algorithm 2) decides over the same table: :func:`promotable`.
+
 Three departures, all in the study's favour. s_max is the largest s with min_epochs·η^s <= R, found with whole numbers:
 ⌊log_η R⌋ in floating point loses a bracket at R = 243, η = 3. The paper's r_i need not be whole; epochs are, so they
 are rounded down. And a promoted trial continues from its weights, so a rung costs n_i (r_i - r_{i-1}), not n_i r_i.
@@ -26,9 +29,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -93,8 +96,9 @@ def largest_bracket(max_epochs: int, eta: int, min_epochs: int = 1) -> int:
 def brackets(search: SearchSection, max_epochs: int, total: int | None = None) -> tuple[Bracket, ...]:
     """The brackets of one round, as Algorithm 1 runs them: s_max first, 0 last.
 
-    ``total``, the study's slots (default: ``search.trials``), is the size of the one bracket that successive halving
-    and ``pruner = "none"`` have; Hyperband's sizes do not depend on it.
+    ``total``, the study's slots (default: ``search.trials``), is the size of the one bracket that successive halving,
+    asha and ``pruner = "none"`` have; Hyperband's sizes do not depend on it. Asha promotes at least as many as its
+    bracket says, and a few more: those that were the best when they were looked at.
 
     Raises ValueError when neither says the total, and as :func:`largest_bracket` does.
     """
@@ -137,9 +141,17 @@ def deal(total: int, brackets: Sequence[Bracket]) -> tuple[Bracket, ...]:
 
 
 def plan(spec: StudySpec) -> tuple[Bracket, ...]:
-    """The dealt brackets of a study: what it will train, before anything runs."""
+    """The dealt brackets of a study: what it will train, before anything runs. No bracket spans two rounds."""
+    sizes = [len(part) for part in rounds(spec)]
+    return tuple(b for n in sizes for b in deal(n, brackets(spec.search, spec.training.max_epochs, n)))
+
+
+def rounds(spec: StudySpec) -> tuple[range, ...]:
+    """The slots of each round of a search from coarse to fine, in order and as equal as can be; one round without."""
     total = spec.total_trials
-    return deal(total, brackets(spec.search, spec.training.max_epochs, total))
+    count = 1 if spec.search.refine is None else spec.search.refine.rounds
+    starts = [-(-total * i // count) for i in range(count + 1)]
+    return tuple(range(start, stop) for start, stop in pairwise(starts))
 
 
 def slots(dealt: Sequence[Bracket]) -> tuple[range, ...]:
@@ -178,6 +190,20 @@ def survivors(values: Mapping[int, float], keep: int, direction: Literal["minimi
     sign = 1 if direction == "minimize" else -1
     ranked = sorted((sign * value, number) for number, value in values.items() if math.isfinite(value))
     return [number for _, number in ranked[:keep]]
+
+
+def promotable(
+    values: Mapping[int, float], promoted: Collection[int], eta: int, direction: Literal["minimize", "maximize"]
+) -> list[int]:
+    """The asynchronous decision on a rung (Li et al. 2020, Algorithm 2, lines 13 to 15), best first.
+
+    ``values`` holds the value of every slot that has been trained to the rung so far, ``promoted`` those of them that
+    went on already (or may not: a failed slot). Who is among the best 1/η of the values and did not go on, may.
+
+    >>> promotable({0: 0.3, 1: 0.1, 2: 0.2, 3: 0.9, 4: 0.8, 5: float("nan")}, {2}, 3, "minimize")
+    [1]
+    """
+    return [number for number in survivors(values, len(values) // eta, direction) if number not in promoted]
 
 
 def total_epochs(dealt: Sequence[Bracket]) -> int:

@@ -11,22 +11,21 @@ choices may not: use ``grid`` for small discrete spaces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-import optuna
-from optuna.trial import FrozenTrial, TrialState
+from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from tuner.search.distributions import decode, distributions_for, encode, suggest
+from tuner.search import tpe
+from tuner.search.history import Observation, ranked
 from tuner.space import Space
 from tuner.spec import Direction, StudySpec
 from tuner.trial import Value
 
-STARTUP_TRIALS = 10  # finished trials that TPE learns from, and slots it leaves to random; Optuna's default
-CANDIDATES = 24  # points of which TPE proposes the one of highest expected improvement; Optuna's default
+STARTUP_TRIALS = 10  # results that TPE learns from, and slots it leaves to random; Optuna's default
 
 # The first words of each random stream's path. The lanes' own streams (weights, order, masks) are hashed otherwise.
 _RANDOM, _SOBOL, _TPE = 1, 2, 3
@@ -35,11 +34,11 @@ _RANDOM, _SOBOL, _TPE = 1, 2, 3
 class Sampler(Protocol):
     """Fills slots with configurations. Not thread-safe; each worker has its own."""
 
-    def draw(self, numbers: Sequence[int], finished: Callable[[], optuna.Study]) -> list[dict[str, Value]]:
+    def draw(self, numbers: Sequence[int], history: Callable[[], Sequence[Observation]]) -> list[dict[str, Value]]:
         """One configuration (every hyperparameter, constants included) for each slot number, in their order.
 
-        ``finished`` loads the study's trials, for samplers that learn; the others never call it. Trials it holds as
-        COMPLETE or PRUNED are learned from, those it holds as RUNNING are avoided.
+        ``history`` loads the trials that have parameters, in the order of their slots, for samplers that learn; the
+        others never call it. Trials with a value are learned from, those without are avoided.
         """
         ...
 
@@ -51,7 +50,7 @@ class RandomSampler:
         self._space = space
         self._seed = seed
 
-    def draw(self, numbers: Sequence[int], finished: Callable[[], optuna.Study]) -> list[dict[str, Value]]:  # noqa: ARG002
+    def draw(self, numbers: Sequence[int], history: Callable[[], Sequence[Observation]]) -> list[dict[str, Value]]:  # noqa: ARG002
         return [self.at(number) for number in numbers]
 
     def at(self, number: int) -> dict[str, Value]:
@@ -70,7 +69,7 @@ class QmcSampler:
         self._space = space
         self._sobol = qmc.Sobol(len(space.searched), rng=np.random.default_rng(_stream(seed, _SOBOL)))
 
-    def draw(self, numbers: Sequence[int], finished: Callable[[], optuna.Study]) -> list[dict[str, Value]]:  # noqa: ARG002
+    def draw(self, numbers: Sequence[int], history: Callable[[], Sequence[Observation]]) -> list[dict[str, Value]]:  # noqa: ARG002
         return [self._at(number) for number in numbers]
 
     def _at(self, number: int) -> dict[str, Value]:
@@ -87,96 +86,67 @@ class GridSampler:
     def __init__(self, space: Space) -> None:
         self._space = space
 
-    def draw(self, numbers: Sequence[int], finished: Callable[[], optuna.Study]) -> list[dict[str, Value]]:  # noqa: ARG002
+    def draw(self, numbers: Sequence[int], history: Callable[[], Sequence[Observation]]) -> list[dict[str, Value]]:  # noqa: ARG002
         """As :meth:`Sampler.draw`. Raises IndexError for a number outside the grid."""
         return [self._space.grid_point(number) for number in numbers]
 
 
 class TpeSampler:
-    """Tree-structured Parzen estimator: Optuna's, asked outside the study's storage.
+    """Tree-structured Parzen estimator (:mod:`tuner.search.tpe`): a whole pack from one fit.
 
-    The finished trials are copied into a study in memory, and every slot is asked there, so that a proposal costs no
-    storage call. All hyperparameters are modelled jointly (``multivariate``). A pack is drawn one slot after the other;
-    its earlier draws, and the trials other workers are running, count as bad results until they finish ("constant
+    The pack's earlier draws, and the trials that others are running, count as bad results until they finish ("constant
     liar"), which keeps a pack from being one point many times.
 
-    The first STARTUP_TRIALS slots, and every slot drawn before as many trials have finished, are those of
-    :class:`RandomSampler`. With a pruner, trials finish when their bracket ends, so TPE learns from bracket to bracket.
-    Pruned trials are learned from as Optuna does: behind all complete ones, the longer trained first.
+    The first STARTUP_TRIALS slots, and every slot drawn before as many trials have a result, are those of
+    :class:`RandomSampler`. Trials that are pruned, or paused at a rung, are learned from as Optuna does from pruned
+    ones: behind all complete ones, the longer trained first; diverged ones last of all.
     """
 
     def __init__(self, space: Space, seed: int, direction: Direction) -> None:
-        self._space = space
         self._seed = seed
         self._direction = direction
         self._random = RandomSampler(space, seed)
+        self._coordinates = tpe.Coordinates(space)
+        self._points: dict[int, list[float] | None] = {}  # by slot number: parameters never change once drawn
 
-    def draw(self, numbers: Sequence[int], finished: Callable[[], optuna.Study]) -> list[dict[str, Value]]:
-        """As :meth:`Sampler.draw`; repeatable for equal numbers and equal finished trials."""
-        if all(number < STARTUP_TRIALS for number in numbers):
-            return self._random.draw(numbers, finished)
-        trials = finished().get_trials(deepcopy=False)
-        if sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials) < STARTUP_TRIALS:
-            return self._random.draw(numbers, finished)
-        study = self._copy(trials, first=numbers[0])
-        return [self._at(number, study) for number in numbers]
-
-    def _at(self, number: int, study: optuna.Study) -> dict[str, Value]:
-        if number >= STARTUP_TRIALS:
-            return suggest(study.ask(), self._space)
-        params = self._random.at(number)
-        study.add_trial(self._trial(params, TrialState.RUNNING))
-        return params
-
-    def _copy(self, trials: Sequence[FrozenTrial], first: int) -> optuna.Study:
-        """The trials that matter, and of each what matters, in a study of its own."""
-        seed = int(_stream(self._seed, _TPE, first).generate_state(1)[0])
-        sampler = optuna.samplers.TPESampler(
-            n_startup_trials=STARTUP_TRIALS,
-            n_ei_candidates=CANDIDATES,
-            multivariate=True,
-            constant_liar=True,
-            seed=seed,
+    def draw(self, numbers: Sequence[int], history: Callable[[], Sequence[Observation]]) -> list[dict[str, Value]]:
+        """As :meth:`Sampler.draw`; repeatable for equal numbers and equal history."""
+        learned = [number for number in numbers if number >= STARTUP_TRIALS]
+        if not learned:
+            return self._random.draw(numbers, history)
+        trials = [trial for trial in history() if self._point(trial) is not None]
+        if sum(trial.judged for trial in trials) < STARTUP_TRIALS:
+            return self._random.draw(numbers, history)
+        good = {trial.number for trial in self._good(trials)}
+        bad = [trial for trial in trials if trial.number not in good]
+        # Startup slots that are drawn late, beside others, are pending too.
+        pending = [self._coordinates.point(self._random.at(n)) for n in numbers if n < STARTUP_TRIALS]
+        proposed = tpe.propose(
+            self._coordinates.axes,
+            self._array([self._point(trial) for trial in trials if trial.number in good]),
+            self._array([*(self._point(trial) for trial in bad), *pending]),
+            len(learned),
+            int(_stream(self._seed, _TPE, learned[0]).generate_state(1)[0]),
         )
-        with _quiet():
-            study = optuna.create_study(
-                storage=optuna.storages.InMemoryStorage(),
-                sampler=sampler,
-                pruner=optuna.pruners.NopPruner(),
-                direction=self._direction,
-            )
-        for trial in trials:
-            if trial.state == TrialState.COMPLETE:
-                copied = self._trial(decode(trial.params, self._space), trial.state, value=trial.value)
-            elif trial.state == TrialState.PRUNED:
-                last = {} if trial.last_step is None else {trial.last_step: trial.intermediate_values[trial.last_step]}
-                copied = self._trial(decode(trial.params, self._space), trial.state, intermediate_values=last)
-            elif trial.state == TrialState.RUNNING and trial.params:
-                copied = self._trial(decode(trial.params, self._space), trial.state)
-            else:
-                continue
-            study.add_trial(copied)
-        return study
+        drawn = dict(zip(learned, proposed.tolist(), strict=True))
+        return [self._coordinates.params(drawn[n]) if n in drawn else self._random.at(n) for n in numbers]
 
-    def _trial(
-        self,
-        params: dict[str, Value],
-        state: TrialState,
-        value: float | None = None,
-        intermediate_values: dict[int, float] | None = None,
-    ) -> FrozenTrial:
-        return optuna.trial.create_trial(
-            state=state,
-            value=value,
-            params=encode(params, self._space),
-            distributions=distributions_for(params, self._space),
-            intermediate_values=intermediate_values,
-        )
+    def _good(self, trials: Sequence[Observation]) -> list[Observation]:
+        order = ranked(trials, self._direction)
+        return order[: min(math.ceil(0.1 * len(order)), tpe.MOST_GOOD)]
+
+    def _point(self, trial: Observation) -> list[float] | None:
+        if trial.number not in self._points:
+            self._points[trial.number] = self._coordinates.point(trial.params)
+        return self._points[trial.number]
+
+    def _array(self, points: Sequence[list[float] | None]) -> NDArray[np.float64]:
+        return np.array(points, dtype=np.float64).reshape(len(points), len(self._coordinates.axes))
 
 
-def make_sampler(spec: StudySpec) -> Sampler:
-    """The sampler a study's spec asks for."""
-    space, seed = spec.search_space, spec.study.seed
+def make_sampler(spec: StudySpec, space: Space | None = None) -> Sampler:
+    """The sampler a study's spec asks for, over its space or a narrowed one (see :mod:`tuner.search.refine`)."""
+    space, seed = spec.search_space if space is None else space, spec.study.seed
     match spec.search.sampler:
         case "random":
             return RandomSampler(space, seed)
@@ -191,14 +161,3 @@ def make_sampler(spec: StudySpec) -> Sampler:
 def _stream(seed: int, *path: int) -> np.random.SeedSequence:
     """A random stream for a purpose (and a slot) of a study; streams of different paths are unrelated."""
     return np.random.SeedSequence(seed, spawn_key=path)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Optuna's line on stderr about each new study: this one is nobody's concern."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)

@@ -2,10 +2,16 @@
 
 A slot is one of the study's N trials. Its life::
 
-    waiting ──claim──▶ leased ──commit──▶ paused ──joint decision──▶ waiting, one rung higher
-       ▲                 │  │                └───────────────────────▶ pruned
+    waiting ──claim──▶ leased ──commit──▶ paused ──rung decision──▶ waiting, one rung higher
+       ▲                 │  │                └──────────────────────▶ pruned
        │   release, fail │  └─commit at the top rung──▶ complete (pruned, if it diverged)
-       └─────────────────┘     attempts used up ─────▶ failed
+       └─────────────────┘     attempts used up ─────▶ failed ──retry──▶ waiting
+
+**Rungs.** Synchronous pruners decide on a rung as a whole, in the commit that fills it. ``asha`` decides in a claim:
+who is among the best of its rung by then goes on before anything new is begun. Who is left in the end is pruned.
+
+**Rounds.** With ``search.refine`` the slots of a round wait until all earlier ones are over. The claim that finds them
+so narrows the space and stores it, as an attribute of Optuna's study; from then on the round is open.
 
 **Fencing.** Each lease has a token, one higher than the last. A worker shows it with everything it writes; a worker
 that was thought dead, whose slots another has claimed since, shows a stale one, and nothing of it is written.
@@ -23,11 +29,11 @@ import json
 import math
 import threading
 import uuid
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
 from optuna.trial import TrialState
 from sqlalchemy import (
     ColumnElement,
@@ -47,9 +53,11 @@ from sqlalchemy import (
 )
 
 from tuner.errors import StudyNotFoundError
-from tuner.search import hyperband
+from tuner.search import hyperband, refine
 from tuner.search.distributions import distributions_for, encode
-from tuner.search.samplers import make_sampler
+from tuner.search.history import Observation
+from tuner.search.samplers import Sampler, make_sampler
+from tuner.space import Space
 from tuner.spec import StudySpec
 from tuner.storage import bulk, records
 from tuner.storage.checkpoints import Checkpoint
@@ -178,6 +186,15 @@ class _Ending:
     reason: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Results:
+    """One rung of one bracket: the value of every slot that reached it, and which of them are not paused there now."""
+
+    values: dict[int, float]
+    gone: set[int]
+
+
+_MANY = 5000  # values that one IN (…) may list; some databases take no more than 32,766
 _OPTUNA_STATE = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 _Rows = dict[int, Row[Any]]
 
@@ -195,9 +212,10 @@ class Ledger:
         self._database = database
         self._dealt = hyperband.plan(spec)
         self._space = spec.search_space
-        self._sampler = make_sampler(spec)
+        self._rounds = hyperband.rounds(spec)
+        self._samplers: dict[int, Sampler] = {0: make_sampler(spec)}  # by round
         self._drawing = threading.Lock()
-        self._optuna: tuple[optuna.storages.RDBStorage, optuna.Study] | None = None
+        self._over: dict[int, Observation] = {}  # trials that will not change any more
 
     # Workers
 
@@ -248,15 +266,6 @@ class Ledger:
             connection.execute(end.values(heartbeat_at=now(), ended_at=now(), lanes=0))
 
         self._database.write(work)
-        self.close()
-
-    def close(self) -> None:
-        """Drop the connections that the sampler reads through; a later claim opens new ones."""
-        with self._drawing:
-            if self._optuna is not None:
-                self._optuna[0].remove_session()
-                self._optuna[0].engine.dispose()
-                self._optuna = None
 
     # Claims
 
@@ -264,8 +273,8 @@ class Ledger:
         """Lease up to ``limit`` slots for ``lease_s`` seconds, all of one rung and target, the oldest bracket's first.
 
         Promoted slots come first, then those whose lease is over, then new ones. Slots of other brackets of the same
-        form fill a pack that one bracket does not fill. Slots without parameters get them drawn. Nothing when nothing
-        can be claimed now, or the study is stopped.
+        form fill a pack that one bracket does not fill. Slots without parameters get them drawn, all from one fit of
+        the sampler. Nothing when nothing can be claimed now, or the study is stopped.
         """
         if limit < 1 or lease_s <= 0:
             raise ValueError(f"a claim needs limit >= 1 and lease_s > 0, got {limit} and {lease_s}")
@@ -275,7 +284,7 @@ class Ledger:
         if undrawn:
             try:
                 with self._drawing:
-                    drawn = dict(zip(undrawn, self._database.patiently(lambda: self._draw(undrawn)), strict=True))
+                    drawn = self._draw(undrawn)
                 leased = self._database.write(lambda connection: self._store_drawn(connection, worker_id, key, drawn))
             except BaseException:
                 self.release(worker_id, [(row.number, row.token, 0) for row in leased], (), None)
@@ -289,9 +298,13 @@ class Ledger:
             return []
         if mine := self._claimed(connection, worker_id, key):
             return mine  # committed before, only the answer was lost
+        if self.spec.search.pruner == "asha":
+            self._promote(connection, limit)
+        open_ = slots.c.number < self._rounds[self._open_round(connection)].stop
         waiting, over = slots.c.state == "waiting", and_(slots.c.state == "leased", slots.c.lease_until < now())
-        for group, lost in ((and_(waiting, slots.c.rung > 0), False), (over, True), (waiting, False)):
-            found = self._lock_group(connection, group, limit)
+        fresh = and_(waiting, slots.c.rung == 0)  # an equality: then the index has them in order, however many wait
+        for group, lost in ((and_(waiting, slots.c.rung > 0), False), (over, True), (fresh, False)):
+            found = self._lock_group(connection, and_(group, open_), limit)
             if lost and found:
                 spent = [row for row in found if row.attempts >= self.max_attempts]
                 self._give_up(connection, spent)
@@ -427,21 +440,88 @@ class Ledger:
             checkpoint=kept,
         )
 
-    def _draw(self, numbers: Sequence[int]) -> list[dict[str, Value]]:
-        return self._sampler.draw(numbers, self._finished_study)
+    # Proposals
 
-    def _finished_study(self) -> optuna.Study:
-        """The study as Optuna reads it. Kept, for its storage then reads only what is new."""
-        if self._optuna is None:
-            storage = self._database.optuna_storage()
-            study = optuna.load_study(
-                study_name=self.spec.study.name,
-                storage=storage,
-                sampler=optuna.samplers.RandomSampler(),
-                pruner=optuna.pruners.NopPruner(),
+    def _draw(self, numbers: Sequence[int]) -> dict[int, dict[str, Value]]:
+        """Parameters for slots, those of one round at once."""
+        by_round: dict[int, list[int]] = {}
+        for number in numbers:
+            by_round.setdefault(self._round_of(number), []).append(number)
+        drawn: dict[int, dict[str, Value]] = {}
+        for place, members in by_round.items():
+            drawn |= zip(members, self._sampler(place).draw(members, self._history), strict=True)
+        return drawn
+
+    def _sampler(self, place: int) -> Sampler:
+        if place not in self._samplers:
+            space = self._database.read(lambda connection: self._stored_space(connection, place))
+            assert space is not None, "a slot was leased, so its round is open"
+            self._samplers[place] = make_sampler(self.spec, space)
+        return self._samplers[place]
+
+    def _round_of(self, number: int) -> int:
+        return bisect_right([part.start for part in self._rounds], number) - 1
+
+    def _open_round(self, connection: Connection) -> int:
+        """The last round that slots may be claimed of; opens the next one when all earlier slots are over."""
+        place = max(self._samplers)
+        while place + 1 < len(self._rounds):
+            if self._stored_space(connection, place + 1) is None:
+                first = self._rounds[place + 1].start
+                earlier = (slots.c.study_id == self.study_id, slots.c.number < first)
+                unfinished = select(literal(1)).where(*earlier, slots.c.state.in_(UNFINISHED)).limit(1)
+                if connection.execute(unfinished).scalar() is not None:
+                    break
+                self._narrow(connection, place + 1)
+            place += 1
+        return place
+
+    def _narrow(self, connection: Connection, place: int) -> None:
+        """Store the space of a round. Who comes second leaves what is there, so that all draw from one."""
+        rules, before = self.spec.search.refine, self._rounds[place - 1]
+        assert rules is not None, "a study without refine has one round"
+        space = self._space if place == 1 else self._stored_space(connection, place - 1)
+        assert space is not None, "rounds open one after the other"
+        members = (slots.c.number >= before.start, slots.c.number < before.stop)
+        finished = self._observations(connection, *members, slots.c.state.in_(("complete", "pruned")))
+        narrowed = refine.refine(space, finished, rules.keep, self.spec.direction)
+        records.keep_study_attr(connection, self.study_id, _space_key(place), refine.as_written(narrowed))
+
+    def _stored_space(self, connection: Connection, place: int) -> Space | None:
+        written = records.study_attr(connection, self.study_id, _space_key(place))
+        return None if written is None else refine.read_written(self._space, written)
+
+    def _history(self) -> list[Observation]:
+        """Every trial that has its parameters, by number. Those that are over are read once."""
+
+        def work(connection: Connection) -> list[Observation]:
+            over = slots.c.state.in_(("complete", "pruned"))
+            numbers = connection.execute(select(slots.c.number).where(slots.c.study_id == self.study_id, over))
+            fresh = [number for number in numbers.scalars() if number not in self._over]
+            if fresh:
+                some = () if len(fresh) > _MANY else (slots.c.number.in_(fresh),)
+                self._over |= {trial.number: trial for trial in self._observations(connection, over, *some)}
+            running = self._observations(connection, slots.c.state.in_(UNFINISHED), slots.c.params.is_not(None))
+            return sorted([*self._over.values(), *running], key=lambda trial: trial.number)
+
+        return self._database.read(work)
+
+    def _observations(self, connection: Connection, *where: ColumnElement[bool]) -> list[Observation]:
+        found = connection.execute(
+            select(slots.c.number, slots.c.state, slots.c.params, slots.c.epochs, slots.c.value, slots.c.value_type)
+            .where(slots.c.study_id == self.study_id, *where)
+            .order_by(slots.c.number)
+        )
+        return [
+            Observation(
+                number=row.number,
+                params=json.loads(row.params),
+                value=records.loaded_value(row.value, row.value_type),
+                epochs=row.epochs,
+                complete=row.state == "complete",
             )
-            self._optuna = storage, study
-        return self._optuna[1]
+            for row in found
+        ]
 
     # Results
 
@@ -575,6 +655,39 @@ class Ledger:
             return tally.outcome(lost, self._sweep(connection))
 
         return self._database.write(work) if failures else CommitOutcome()
+
+    def retry(self) -> frozenset[int]:
+        """Re-open the failed slots: they wait at their rung again, with their parameters, as if never tried.
+
+        What was decided about others without them stays; they go on if they are as good as those who did.
+        """
+        failed = (slots.c.study_id == self.study_id, slots.c.state == "failed")
+        numbers = self._database.read(lambda c: c.execute(select(slots.c.number).where(*failed)).scalars().all())
+
+        def work(connection: Connection) -> None:
+            found = connection.execute(select(slots).where(*failed).order_by(slots.c.number).with_for_update()).all()
+            # A slot that failed before it was drawn has a trial without parameters, which drawing makes anew.
+            records.delete_trials(connection, [row.trial_id for row in found if row.params is None])
+            records.reopen_trials(connection, [row.trial_id for row in found if row.params is not None])
+            rows = [
+                {
+                    "study_id": self.study_id,
+                    "number": row.number,
+                    **_unleased("waiting"),
+                    "trial_id": None if row.params is None else row.trial_id,
+                    "attempts": 0,
+                    "epochs": 0,
+                    "value": None,
+                    "value_type": None,
+                    "reason": None,
+                }
+                for row in found
+            ]
+            bulk.insert(connection, slots, rows, conflict="update")
+
+        if numbers:
+            self._database.write(work)
+        return frozenset(numbers)
 
     # Questions
 
@@ -754,11 +867,13 @@ class Ledger:
 
     def _decide(self, connection: Connection, touched: set[tuple[int, int]], tally: _Tally) -> None:
         """Decide every touched rung that is full: all its slots have a result, or have failed."""
+        if self.spec.search.pruner == "asha":
+            self._finish(connection, {bracket for bracket, _ in touched}, tally)
+            return
         open_rungs = {place for place in touched if place[1] < len(self._dealt[place[0]].rungs) - 1}
         if not open_rungs:
             return
-        # One decision at a time in a study: who comes second sees the first one's result.
-        connection.execute(select(studies.c.study_id).where(studies.c.study_id == self.study_id).with_for_update())
+        self._take_turns(connection)
         at = or_(*(and_(slots.c.bracket == bracket, slots.c.rung == rung) for bracket, rung in open_rungs))
         here = and_(slots.c.study_id == self.study_id, at)
         training = connection.execute(
@@ -771,52 +886,145 @@ class Ledger:
         rows = connection.execute(
             select(slots).where(slots.c.study_id == self.study_id, at, slots.c.state == "paused")
         ).all()
+        table = self._table(connection, {bracket for bracket, _ in full})
         endings: list[_Ending] = []
         promoted: list[tuple[int, int, int]] = []
         for bracket, rung in sorted(full):
             members = {row.number: row for row in rows if (row.bracket, row.rung) == (bracket, rung)}
-            kept, pruned = self._judge(bracket, rung, members)
+            # The best of all that ever reached the rung: a slot that was retried competes with those before it.
+            best = hyperband.survivors(
+                table[bracket, rung].values, self._dealt[bracket].rungs[rung + 1].size, self.spec.direction
+            )
+            kept = [number for number in best if number in members]
             promoted += [(number, bracket, rung) for number in kept]
-            endings += pruned
-        if promoted:
-            up = []
-            for number, bracket, rung in promoted:
-                place = {"rung": rung + 1, "target": self._dealt[bracket].rungs[rung + 1].epochs}
-                up.append({"study_id": self.study_id, "number": number, "state": "waiting", "reason": None, **place})
-            bulk.insert(connection, slots, up, conflict="update")
-            tally.promoted.update(number for number, _, _ in promoted)
+            losers = [members[number] for number in sorted(members.keys() - set(kept))]
+            endings += self._losers(bracket, rung, losers, table[bracket, rung], len(best))
+        self._raise(connection, promoted, tally)
         self._end(connection, endings, tally)
 
-    def _judge(self, bracket: int, rung: int, members: _Rows) -> tuple[list[int], list[_Ending]]:
-        """Who goes on from a full rung, and how the others end."""
-        rules = self._dealt[bracket].rungs
-        values = {number: math.nan if row.value is None else row.value for number, row in members.items()}
-        ranked = hyperband.survivors(values, len(values), self.spec.direction)
-        kept = hyperband.survivors(values, rules[rung + 1].size, self.spec.direction)
+    def _promote(self, connection: Connection, limit: int) -> None:
+        """The asynchronous rule: let up to ``limit`` paused slots go on, all from the highest rung that has any."""
+        paused = select(slots.c.bracket).distinct().where(slots.c.study_id == self.study_id, slots.c.state == "paused")
+        if connection.execute(paused.limit(1)).scalar() is None:
+            return
+        self._take_turns(connection)
+        brackets = set(connection.execute(paused).scalars())
+        found = self._promotable(self._table(connection, brackets))
+        if found:
+            highest = max(rung for _, _, rung in found)
+            self._raise(connection, [place for place in found if place[2] == highest][:limit], _Tally.empty())
+
+    def _promotable(self, table: Mapping[tuple[int, int], _Results]) -> list[tuple[int, int, int]]:
+        """(number, bracket, rung) of every slot that may go on by the asynchronous rule."""
+        return [
+            (number, bracket, rung)
+            for (bracket, rung), results in sorted(table.items())
+            if rung < len(self._dealt[bracket].rungs) - 1
+            for number in hyperband.promotable(results.values, results.gone, self.spec.search.eta, self.spec.direction)
+        ]
+
+    def _finish(self, connection: Connection, touched: set[int], tally: _Tally) -> None:
+        """The end of asynchronous brackets where nothing trains, nothing waits and nothing may go on.
+
+        The paused slots are pruned. First the best of the highest rung goes on all the same, if none is complete: few
+        slots promote nobody, since the best ⌊n/η⌋ of fewer than η are none.
+        """
+        self._take_turns(connection)
+        here = (slots.c.study_id == self.study_id, slots.c.bracket.in_(touched))
+        states = connection.execute(
+            select(slots.c.bracket, slots.c.state).distinct().where(*here, slots.c.state != "pruned")
+        ).all()
+        busy = {row.bracket for row in states if row.state in ("waiting", "leased")}
+        idle = {row.bracket for row in states if row.state == "paused"} - busy
+        if not idle:
+            return
+        table = self._table(connection, idle)
+        idle -= {bracket for _, bracket, _ in self._promotable(table)}
+        complete = {row.bracket for row in states if row.state == "complete"}
+        rows = connection.execute(
+            select(slots).where(slots.c.study_id == self.study_id, slots.c.bracket.in_(idle), slots.c.state == "paused")
+        ).all()
+        endings: list[_Ending] = []
+        for bracket in sorted(idle):
+            places = sorted({row.rung for row in rows if row.bracket == bracket}, reverse=True)
+            if bracket not in complete and (last := self._last_hope(table, bracket, places)) is not None:
+                self._raise(connection, [last], tally)
+                continue
+            for rung in places:
+                results = table[bracket, rung]
+                losers = [row for row in rows if (row.bracket, row.rung) == (bracket, rung)]
+                promoted = len(results.values) - len(losers)
+                endings += self._losers(bracket, rung, losers, results, promoted)
+        self._end(connection, endings, tally)
+
+    def _last_hope(
+        self, table: Mapping[tuple[int, int], _Results], bracket: int, places: Sequence[int]
+    ) -> tuple[int, int, int] | None:
+        """The best paused slot of the highest rung that has a finite one."""
+        for rung in places:
+            results = table[bracket, rung]
+            paused = {number: value for number, value in results.values.items() if number not in results.gone}
+            if best := hyperband.survivors(paused, 1, self.spec.direction):
+                return best[0], bracket, rung
+        return None
+
+    def _take_turns(self, connection: Connection) -> None:
+        """One decision at a time in a study: who comes second sees the first one's result."""
+        connection.execute(select(studies.c.study_id).where(studies.c.study_id == self.study_id).with_for_update())
+
+    def _table(self, connection: Connection, brackets: Iterable[int]) -> dict[tuple[int, int], _Results]:
+        """The results of all rungs of some brackets, by (bracket, rung): all that a decision sees."""
+        found = connection.execute(
+            select(
+                slots.c.bracket, rungs.c.rung, rungs.c.number, rungs.c.value, slots.c.rung.label("place"), slots.c.state
+            )
+            .select_from(
+                rungs.join(slots, and_(slots.c.study_id == rungs.c.study_id, slots.c.number == rungs.c.number))
+            )
+            .where(rungs.c.study_id == self.study_id, slots.c.bracket.in_(list(brackets)))
+            .order_by(rungs.c.number)
+        )
+        table: dict[tuple[int, int], _Results] = {}
+        for row in found:
+            results = table.setdefault((row.bracket, row.rung), _Results(values={}, gone=set()))
+            results.values[row.number] = math.nan if row.value is None else row.value
+            if row.state != "paused" or row.place != row.rung:
+                results.gone.add(row.number)
+        return table
+
+    def _raise(self, connection: Connection, promoted: Sequence[tuple[int, int, int]], tally: _Tally) -> None:
+        """Let slots, each (number, bracket, rung), wait for the next rung."""
+        rows = []
+        for number, bracket, rung in promoted:
+            place = {"rung": rung + 1, "target": self._dealt[bracket].rungs[rung + 1].epochs}
+            rows.append({"study_id": self.study_id, "number": number, "state": "waiting", "reason": None, **place})
+        bulk.insert(connection, slots, rows, conflict="update")
+        tally.promoted.update(number for number, _, _ in promoted)
+
+    def _losers(
+        self, bracket: int, rung: int, losers: Sequence[Row[Any]], results: _Results, promoted: int
+    ) -> list[_Ending]:
+        """How slots end that do not go on from a rung."""
+        ranked = hyperband.survivors(results.values, len(results.values), self.spec.direction)
         rank = {number: place for place, number in enumerate(ranked, start=1)}
-        endings = []
-        for number in sorted(members.keys() - set(kept)):
-            row = members[number]
-            lost = (
-                f"rung {rung} at {rules[rung].epochs} epochs: rank {rank[number]} of {len(members)}, "
-                f"{len(kept)} promoted"
-                if number in rank
-                else row.reason or _diverged(row.epochs)
+        epochs = self._dealt[bracket].rungs[rung].epochs
+        return [
+            _Ending(
+                number=row.number,
+                trial_id=row.trial_id,
+                state="pruned",
+                epochs=row.epochs,
+                bracket=bracket,
+                rung=rung,
+                worker_id=row.worker_id,
+                value=records.loaded_value(row.value, row.value_type),
+                reason=f"rung {rung} at {epochs} epochs: rank {rank[row.number]} of {len(results.values)}, "
+                f"{promoted} promoted"
+                if row.number in rank
+                else row.reason or _diverged(row.epochs),
             )
-            endings.append(
-                _Ending(
-                    number=number,
-                    trial_id=row.trial_id,
-                    state="pruned",
-                    epochs=row.epochs,
-                    bracket=bracket,
-                    rung=rung,
-                    worker_id=row.worker_id,
-                    value=records.loaded_value(row.value, row.value_type),
-                    reason=lost,
-                )
-            )
-        return kept, endings
+            for row in losers
+        ]
 
     def _fail(
         self, connection: Connection, spent: Sequence[Row[Any]], reasons: Mapping[int, str], tally: _Tally
@@ -901,6 +1109,11 @@ class Ledger:
 
 def worker_name(host: str, pid: int) -> str:
     return f"{host}:{pid}"
+
+
+def _space_key(place: int) -> str:
+    """The attribute of Optuna's study that holds a round's space; people count rounds from one."""
+    return f"space_of_round_{place + 1}"
 
 
 def _unleased(state: State) -> dict[str, Any]:

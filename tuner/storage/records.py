@@ -7,7 +7,7 @@ number of trials nor on that of epochs. ``tests/storage/test_records.py`` compar
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -33,6 +33,8 @@ trial_user_attrs: Table = models.TrialUserAttributeModel.__table__
 trial_system_attrs: Table = models.TrialSystemAttributeModel.__table__
 heartbeats: Table = models.TrialHeartbeatModel.__table__
 
+_OF_TRIALS = (heartbeats, intermediate_values, params, values, trial_user_attrs, trial_system_attrs)
+_MANY = 10_000  # ids that one IN (…) may list; some databases take no more than 32,766
 _METRIC_NAMES = "study:metric_names"  # where Study.set_metric_names puts them
 
 
@@ -163,15 +165,30 @@ def finish_trials(connection: Connection, finishes: Sequence[Finish], at: float)
     ]
     bulk.insert(connection, trial_user_attrs, attrs)
     for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
-        if ids := [item.trial_id for item in finishes if item.state == state]:
+        for ids in batched([item.trial_id for item in finishes if item.state == state]):
             ended = update(trials).where(trials.c.trial_id.in_(ids))
             connection.execute(ended.values(state=state, datetime_complete=_stored_time(at)))
+
+
+def reopen_trials(connection: Connection, trial_ids: Sequence[int]) -> None:
+    """Let failed trials run again: as they were before they ended, without what their end wrote."""
+    for ids in batched(trial_ids):
+        connection.execute(delete(trial_user_attrs).where(trial_user_attrs.c.trial_id.in_(ids)))
+        again = update(trials).where(trials.c.trial_id.in_(ids))
+        connection.execute(again.values(state=TrialState.RUNNING, datetime_complete=None))
+
+
+def delete_trials(connection: Connection, trial_ids: Sequence[int]) -> None:
+    """Delete trials with all that belongs to them."""
+    for ids in batched(trial_ids):
+        for table in (*_OF_TRIALS, trials):
+            connection.execute(delete(table).where(table.c.trial_id.in_(ids)))
 
 
 def delete_study(connection: Connection, study_id: int) -> None:
     """Delete a study with all its trials, rows that plain Optuna tools added included."""
     ids = select(trials.c.trial_id).where(trials.c.study_id == study_id)
-    for table in (heartbeats, intermediate_values, params, values, trial_user_attrs, trial_system_attrs):
+    for table in _OF_TRIALS:
         connection.execute(delete(table).where(table.c.trial_id.in_(ids)))
     for table in (trials, study_user_attrs, study_system_attrs, directions, studies):
         connection.execute(delete(table).where(table.c.study_id == study_id))
@@ -198,6 +215,24 @@ def taken(connection: Connection, names: Collection[str]) -> dict[str, int]:
         select(studies.c.study_name, studies.c.study_id).where(studies.c.study_name.in_(list(names)))
     )
     return {row.study_name: row.study_id for row in rows}
+
+
+def study_attr(connection: Connection, study_id: int, key: str) -> Any:
+    """The value of a study's user attribute; None without one."""
+    mine = (study_user_attrs.c.study_id == study_id, study_user_attrs.c.key == key)
+    text = connection.execute(select(study_user_attrs.c.value_json).where(*mine)).scalar()
+    return None if text is None else json.loads(text)
+
+
+def keep_study_attr(connection: Connection, study_id: int, key: str, value: Any) -> None:
+    """Set a study's user attribute if it has none of this key yet."""
+    row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+    bulk.insert(connection, study_user_attrs, [row], conflict="skip", key=("study_id", "key"))
+
+
+def batched(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Ids in lists that every database takes."""
+    return (ids[start : start + _MANY] for start in range(0, len(ids), _MANY))
 
 
 def _stored_time(at: float) -> datetime:
