@@ -19,7 +19,8 @@ from tuner.data.dataset import TrainingData, load_training_data
 from tuner.errors import DataError, StorageError, StudyNotFoundError
 from tuner.learning.device import DeviceData, resolve_device
 from tuner.learning.lanes import Lane
-from tuner.learning.packing import plan_packs
+from tuner.learning.memory import is_out_of_memory, memory_budget
+from tuner.learning.packing import bytes_of, halved, plan_packs
 from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneState, LaneTask, PackTrainer, single_thread
 from tuner.manager import StudyManager
@@ -31,6 +32,7 @@ HEARTBEAT_S = 10.0
 RECORD_S = 2.0  # between two writes of learning curves
 SAVE_S = 60.0  # between two checkpoints of a pack that trains for long
 POLL_S = 0.25  # between two looks for work when there is none
+_REMEMBERED = 512  # paused lanes kept in memory, the latest of them
 CLAIM_LANES = {"cpu": 32, "cuda": 1024, "mps": 128}
 
 _log = logging.getLogger(__name__)
@@ -74,6 +76,8 @@ class _Worker:
         self.data = data
         self.stop = stop
         self.id = self.ledger.register(socket.gethostname(), os.getpid(), str(data.device), tuner.__version__)
+        self.memory = memory_budget(data.device)  # bytes that a model trained alone may take
+        self.budget = self.memory  # and that a pack may take: less once that proved too much
         self._paused: dict[int, LaneState] = {}  # lanes that wait for their rung's decision, still in memory
         self._lanes = 0
         self._epochs_per_s = 0.0
@@ -126,20 +130,28 @@ class _Worker:
             )
             for claim in claims
         ]
-        packs = plan_packs(tasks, len(self.data.x_train), self.data.n_features, self.data.n_outputs, self.data.device)
-        while packs:
-            pack = [by_number[task.lane.number] for task in packs[0]]
-            if self.stop.is_set():
-                break
+        packs = plan_packs(tasks, self.data, self.budget)
+        while packs and not self.stop.is_set():
+            pack = packs.pop(0)
+            held = [by_number[task.lane.number] for task in pack]
+            if len(pack) == 1 and (needed := bytes_of(pack, self.data)) > self.memory:
+                self._fail(held, f"needs {needed / 2**20:,.0f} MiB even alone, {self.memory / 2**20:,.0f} MiB are free")
+                continue
             try:
-                self._train_pack(pack, packs[0])
+                self._train_pack(held, pack)
             except (RuntimeError, MemoryError, ArithmeticError) as error:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                if is_out_of_memory(error) and len(pack) > 1:
+                    self.budget = min(self.budget, bytes_of(pack, self.data) // 2)
+                    _log.warning("out of memory with %d lanes; going on with half of them", len(pack))
+                    packs = [*halved(pack), *packs]
+                    continue
                 _log.exception("training failed; its %d slots are tried again", len(pack))
-                self._settle(self.ledger.fail(self.id, [(claim.number, claim.token, reason) for claim in pack]))
-            packs.pop(0)
+                self._fail(held, f"{type(error).__name__}: {error}".splitlines()[0])
         rest = [by_number[task.lane.number] for pack in packs for task in pack]
         self._settle(self.ledger.release(self.id, [(c.number, c.token, c.epochs) for c in rest]))
+
+    def _fail(self, claims: Sequence[Claim], reason: str) -> None:
+        self._settle(self.ledger.fail(self.id, [(claim.number, claim.token, reason) for claim in claims]))
 
     def _states(self, claims: Sequence[Claim]) -> dict[int, LaneState]:
         """Where each slot stands: from memory, else from its checkpoint, else nowhere, and its seed has to do."""
@@ -232,6 +244,8 @@ class _Worker:
         checkpoint = self._checkpoint(trainer, may_go_on)
         outcome = self.ledger.commit(self.id, results, rows, checkpoint)
         self._paused |= {number: trainer.state(number) for number in may_go_on}
+        for number in list(self._paused)[: max(len(self._paused) - _REMEMBERED, 0)]:
+            del self._paused[number]
         self._settle(outcome)
 
     def _save(self, trainer: PackTrainer, held: dict[int, Claim], rows: Sequence[EpochRow]) -> frozenset[int]:

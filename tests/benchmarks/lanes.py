@@ -77,8 +77,7 @@ def fused(configs: Sequence[TrialConfig], data: DeviceData, threads: int) -> Cal
         LaneTask(lane=Lane(number=i, config=config, key=lane_key(0, i)), target_epochs=config.max_epochs)
         for i, config in enumerate(configs)
     ]
-    plan = plan_packs(tasks, len(data.x_train), data.n_features, data.n_outputs, data.device)
-    packs = [Pack([task.lane for task in pack], data) for pack in plan]
+    packs = [Pack([task.lane for task in pack], data) for pack in plan_packs(tasks, data)]
 
     def epoch() -> int:
         for pack in packs:

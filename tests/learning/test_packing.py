@@ -1,15 +1,21 @@
-"""Plans of packs: every lane once, only fusible lanes together, and cheaper than the obvious plans."""
+"""Plans of packs: every lane once, only fusible lanes together, within memory, cheaper than the obvious plans."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.learning.packs import lane_of, make_config
-from tuner.learning.packing import CPU, GPU, pack_seconds, plan_packs
+from tests.learning.packs import lane_of, make_config, make_data
+from tuner.learning.packing import CPU, GPU, bytes_of, halved, pack_seconds, plan_packs
 from tuner.learning.trainer import LaneTask
 from tuner.trial import TrialConfig
 
-CPU_DEVICE = torch.device("cpu")
+DATA = make_data(n=1078, features=64, classes=10, dtype=torch.float32)
+LARGE = 2**40  # bytes
 
 configs = st.builds(
     make_config,
@@ -33,7 +39,7 @@ def seconds(packs: list[list[LaneTask]]) -> float:
 @given(st.lists(configs, min_size=1, max_size=90))
 def test_plans(drawn: list[TrialConfig]) -> None:
     tasks = tasks_of(drawn)
-    packs = plan_packs(tasks, 1078, 64, 10, CPU_DEVICE)
+    packs = plan_packs(tasks, DATA, LARGE)
     assert sorted(task.lane.number for pack in packs for task in pack) == list(range(len(tasks)))
     for pack in packs:
         assert len({task.lane.config.signature for task in pack}) == 1
@@ -41,15 +47,74 @@ def test_plans(drawn: list[TrialConfig]) -> None:
     assert seconds(packs) <= seconds([[task] for task in tasks]) * (1 + 1e-9), "never worse than one at a time"
 
 
+@settings(max_examples=20)
+@given(st.lists(configs, min_size=1, max_size=90), st.integers(2**20, 2**26))
+def test_plans_keep_to_a_budget(drawn: list[TrialConfig], budget: int) -> None:
+    packs = plan_packs(tasks_of(drawn), DATA, budget)
+    assert sum(map(len, packs)) == len(drawn)
+    assert all(len(pack) == 1 or bytes_of(pack, DATA) <= budget for pack in packs)
+
+
 def test_alike_lanes_go_together_and_unlike_ones_do_not_on_a_cpu() -> None:
     narrow, wide = make_config(width=16), make_config(width=512)
-    packs = plan_packs(tasks_of([narrow, wide, narrow, wide]), 1078, 64, 10, CPU_DEVICE)
+    packs = plan_packs(tasks_of([narrow, wide, narrow, wide]), DATA, LARGE)
     assert sorted(sorted(task.lane.config.width for task in pack) for pack in packs) == [[16, 16], [512, 512]]
 
 
 def test_a_gpu_takes_them_all_at_once() -> None:
     drawn = [make_config(width=16 + 8 * (n % 15), depth=1 + n % 3, batch_size=64) for n in range(1000)]
-    device = torch.device("cuda")
-    packs = plan_packs(tasks_of(drawn), 3000, 784, 10, device)
+    on_gpu = replace(DATA, x_train=DATA.x_train.to("meta"))
+    object.__setattr__(on_gpu, "x_train", _OnCuda(DATA.x_train))
+    packs = plan_packs(tasks_of(drawn), on_gpu, LARGE)
     assert len(packs) <= 4
     assert max(len(pack) for pack in packs) <= GPU.max_lanes
+
+
+class _OnCuda:
+    """Rows that say they are on a GPU: planning looks at their shape alone."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.shape, self.device, self.element_size = rows.shape, torch.device("cuda"), rows.element_size
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def test_halves() -> None:
+    tasks = tasks_of([make_config()] * 5)
+    first, second = halved(tasks)
+    assert [*first, *second] == tasks
+    assert (len(first), len(second)) == (2, 3)
+
+
+MEASURE = """
+import json, resource, sys, torch
+from tests.learning.packs import lane_of, make_config, make_data
+from tuner.learning.lanes import Pack
+from tuner.learning.packing import bytes_of
+from tuner.learning.trainer import LaneTask
+torch.set_num_threads(1)
+data = make_data(n=2000, features=500, classes=10, dtype=torch.float32)
+def used():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+small = Pack([lane_of(make_config(batch_size=8, **json.loads(sys.argv[1])))], data)
+small.train_epoch([1]); small.validate("error")
+before = used()
+lanes = [lane_of(make_config(width=1000, depth=3, batch_size=256, **json.loads(sys.argv[1])), n) for n in range(8)]
+pack = Pack(lanes, data)
+pack.train_epoch([1] * 8); pack.validate("error")
+print(json.dumps([used() - before, bytes_of([LaneTask(lane=lane, target_epochs=1) for lane in lanes], data)]))
+"""
+
+
+def measured_and_predicted(**changes: object) -> tuple[int, int]:
+    """Growth of a process's peak memory by one large pack, and its prediction."""
+    command = [sys.executable, "-c", MEASURE, json.dumps(changes)]
+    measured, predicted = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return measured, predicted
+
+
+def test_memory_is_predicted_within_a_fifth() -> None:
+    for changes in ({"optimizer": "adamw"}, {"optimizer": "sgd", "averaging": "swa", "keep": "best"}):
+        measured, predicted = measured_and_predicted(**changes)
+        assert 0.8 < predicted / measured < 1.2, changes

@@ -29,14 +29,13 @@ from tuner.learning.device import DeviceData
 from tuner.learning.kernels import kernels_for, norms
 from tuner.learning.kernels.interface import Blocks, Kernels, LaneReal, Lanes, LaneWhole, Real, Step, Whole
 from tuner.learning.layout import Layout
+from tuner.learning.memory import EVALUATION_ROWS
 from tuner.learning.metrics import head_of, row_loss, row_metric
 from tuner.learning.mlp import drawn_layer
 from tuner.learning.randomness import Purpose, dropout_threshold, epoch_order, words
 from tuner.learning.schedules import averaging_rate, batches, factor
 from tuner.spec import Metric
 from tuner.trial import TrialConfig
-
-EVALUATION_ROWS = 256  # rows of a validation pass at a time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from tuner.trial import Norm, TrialConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ALIGN = 8  # hidden units are padded to a multiple: matrix kernels are slow on odd sizes
 

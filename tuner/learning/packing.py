@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from tuner.learning.device import DeviceData
 from tuner.learning.layout import padded
+from tuner.learning.memory import memory_budget, pack_bytes
 from tuner.learning.trainer import LaneTask
 from tuner.trial import TrialConfig, Value
 
@@ -50,33 +52,58 @@ def pack_seconds(configs: Sequence[TrialConfig], n: int, D: int, C: int, machine
     return seconds
 
 
-def plan_packs(tasks: Sequence[LaneTask], n: int, D: int, C: int, device: torch.device) -> list[list[LaneTask]]:
+def plan_packs(tasks: Sequence[LaneTask], data: DeviceData, budget: int | None = None) -> list[list[LaneTask]]:
     """Partition lanes into packs: equal signatures, similar batch sizes and widths, cheapest in total.
 
     Lanes of one signature are sorted by (batch size, width, depth); dynamic programming finds the cheapest cut of that
-    line into runs. On a GPU launches are dear and one large pack wins; on a CPU padding is dear and cuts win.
+    line into runs. On a GPU launches are dear and one large pack wins; on a CPU padding is dear and cuts win. No run of
+    two or more lanes is predicted to take more than ``budget`` bytes (None: :func:`memory_budget`).
     """
-    machine = machine_of(device)
+    budget = memory_budget(data.device) if budget is None else budget
     signatures: dict[tuple[Value, ...], list[LaneTask]] = {}
     for task in tasks:
         signatures.setdefault(task.lane.config.signature, []).append(task)
-    return [pack for group in signatures.values() for pack in _cut(group, n, D, C, machine)]
+    return [pack for group in signatures.values() for pack in _cut(group, data, budget)]
 
 
-def _cut(group: list[LaneTask], n: int, D: int, C: int, machine: Machine) -> list[list[LaneTask]]:
+def bytes_of(tasks: Sequence[LaneTask], data: DeviceData) -> int:
+    """Predicted bytes of these lanes as one pack."""
+    return pack_bytes(
+        [task.lane.config for task in tasks],
+        len(data.x_train),
+        data.n_features,
+        data.n_outputs,
+        rows_evaluated=len(data.x_val),
+        item=data.x_train.element_size(),
+    )
+
+
+def halved(pack: list[LaneTask]) -> tuple[list[LaneTask], list[LaneTask]]:
+    """Two halves of a pack that ran out of memory."""
+    middle = len(pack) // 2
+    return pack[:middle], pack[middle:]
+
+
+def _cut(group: list[LaneTask], data: DeviceData, budget: int) -> list[list[LaneTask]]:
     def similarity(task: LaneTask) -> tuple[int, int, int, int]:
         c = task.lane.config
         return (c.batch_size, c.width, c.depth, task.lane.number)
 
+    machine = machine_of(data.device)
+    n, D, C = len(data.x_train), data.n_features, data.n_outputs
     line = sorted(group, key=similarity)
     configs = [task.lane.config for task in line]
     grain = -(-len(line) // 64)  # cut only at multiples, so that thousands of lanes stay cheap to plan
+    while grain > 1 and bytes_of(line[-grain:], data) > budget:
+        grain //= 2
     cuts = [*range(0, len(line), grain), len(line)]
     best: list[tuple[float, int]] = [(0.0, 0)]
     for j in range(1, len(cuts)):
         options = []
         for i in range(j - 1, -1, -1):
-            if cuts[j] - cuts[i] > machine.max_lanes and i < j - 1:
+            if i < j - 1 and (
+                cuts[j] - cuts[i] > machine.max_lanes or bytes_of(line[cuts[i] : cuts[j]], data) > budget
+            ):
                 break
             options.append((best[i][0] + pack_seconds(configs[cuts[i] : cuts[j]], n, D, C, machine), i))
         best.append(min(options))

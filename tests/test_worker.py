@@ -1,0 +1,185 @@
+"""The worker: trains what it claims, gives back what it cannot finish, and survives what can happen to a pack."""
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuner import worker as worker_module
+from tuner.errors import DataError
+from tuner.learning.trainer import PackTrainer
+from tuner.manager import StudyManager, TrialRow
+from tuner.plan import create_study
+from tuner.spec import StudySpec, parse_spec
+from tuner.storage.checkpoints import CheckpointStore
+from tuner.worker import run_worker
+
+
+def study(**sections: dict[str, Any]) -> StudySpec:
+    """A study of a few seconds; ``sections`` replace keys."""
+    content: dict[str, dict[str, Any]] = {
+        "study": {"name": "tiny", "metric": "error"},
+        "data": {"source": "sklearn:iris"},
+        "training": {"max_epochs": 4},
+        "search": {"trials": 8, "eta": 2},
+        "space": {
+            "learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
+            "batch_size": {"choices": [8, 16]},
+            "dropout": {"low": 0.0, "high": 0.5},
+            "width": {"low": 4, "high": 40},
+            "depth": {"low": 1, "high": 3},
+        },
+    }
+    return parse_spec({key: {**content.get(key, {}), **sections.get(key, {})} for key in content | sections})
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> StudyManager:
+    return StudyManager(f"sqlite:///{tmp_path}/tuner.db")
+
+
+def results(manager: StudyManager) -> list[tuple[int, str, float | None, int]]:
+    return [(t.number, t.state, t.value, t.epochs) for t in manager.trials("tiny")]
+
+
+def run(manager: StudyManager, spec: StudySpec, stop: threading.Event | None = None) -> list[TrialRow]:
+    create_study(manager, spec, Path())
+    run_worker(manager, "tiny", device="cpu", stop=stop or threading.Event())
+    return manager.trials("tiny")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float | None, int]]:
+    """What the study comes to when nothing happens."""
+    with StudyManager(f"sqlite:///{tmp_path_factory.mktemp('undisturbed')}/tuner.db") as quiet:
+        run(quiet, study())
+        return results(quiet)
+
+
+def test_a_study_ends_with_every_slot_decided(undisturbed: list[tuple[int, str, float | None, int]]) -> None:
+    assert len(undisturbed) == 8
+    assert {state for _, state, _, _ in undisturbed} == {"complete", "pruned"}
+    assert all(value is not None and 0 <= value <= 1 for _, _, value, _ in undisturbed)
+    assert max(epochs for *_, epochs in undisturbed) == 4
+
+
+def test_stopping_after_each_epoch_and_going_on_changes_nothing(
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch, undisturbed: list[tuple[int, str, float | None, int]]
+) -> None:
+    original = PackTrainer.run_epoch
+    stops = 0
+
+    def once(self: PackTrainer) -> Any:
+        stop.set()
+        return original(self)
+
+    monkeypatch.setattr(PackTrainer, "run_epoch", once)
+    while not stops or manager.summary("tiny").state != "finished":
+        stop = threading.Event()
+        run(manager, study(), stop)
+        stops += 1
+        assert manager.summary("tiny").trials["running"] == 0, "a worker that leaves holds nothing"
+        assert stops < 60
+    assert stops > 4
+    assert results(manager) == undisturbed
+
+
+def test_out_of_memory_halves_the_pack_and_goes_on(
+    manager: StudyManager,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    undisturbed: list[tuple[int, str, float | None, int]],
+) -> None:
+    original = PackTrainer.run_epoch
+
+    def small(self: PackTrainer) -> Any:
+        if len(self.tasks) > 1:
+            raise MemoryError
+        return original(self)
+
+    monkeypatch.setattr(PackTrainer, "run_epoch", small)
+    with caplog.at_level(logging.WARNING, logger="tuner.worker"):
+        run(manager, study())
+    assert "out of memory with" in caplog.text
+    assert results(manager) == undisturbed
+
+
+def test_a_model_that_fits_no_memory_fails_with_the_reason(
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "memory_budget", lambda _: 1000)
+    trials = run(manager, study(search={"trials": 2}))
+    assert {t.state for t in trials} == {"failed"}
+    assert all("needs" in (t.reason or "") and "MiB even alone" in (t.reason or "") for t in trials)
+
+
+def test_a_trial_that_cannot_be_trained_fails_after_bounded_attempts(
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: PackTrainer) -> Any:
+        raise RuntimeError("the device\nis on fire")
+
+    monkeypatch.setattr(PackTrainer, "run_epoch", broken)
+    trials = run(manager, study(search={"trials": 2, "pruner": "none"}))
+    assert [(t.state, t.attempt, t.reason) for t in trials] == [("failed", 3, "RuntimeError: the device")] * 2
+
+
+def test_a_diverged_trial_is_pruned_and_says_when(manager: StudyManager) -> None:
+    wild = study(
+        study={"metric": "rmse"},
+        data={"source": "sklearn:diabetes"},
+        training={"optimizer": "sgd", "max_epochs": 4},
+        space={"learning_rate": {"choices": [0.01, 900.0]}},
+        search={"sampler": "random", "pruner": "none", "trials": 8},
+    )
+    trials = run(manager, wild)
+    by_rate = {rate: [t for t in trials if t.params and t.params["learning_rate"] == rate] for rate in (0.01, 900.0)}
+    assert {t.state for t in by_rate[0.01]} == {"complete"}
+    assert {t.state for t in by_rate[900.0]} == {"pruned"}
+    assert all((t.reason or "").startswith("diverged at epoch") for t in by_rate[900.0])
+
+
+@pytest.mark.parametrize("harm", ["missing", "corrupt"])
+def test_a_lost_checkpoint_costs_time_never_correctness(
+    manager: StudyManager,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: str,
+    undisturbed: list[tuple[int, str, float | None, int]],
+) -> None:
+    write = CheckpointStore.write
+
+    def harmed(self: CheckpointStore, states: Any) -> Any:
+        checkpoint = write(self, states)
+        path = self.root / checkpoint.name
+        if harm == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        return checkpoint
+
+    monkeypatch.setattr(CheckpointStore, "write", harmed)
+    monkeypatch.setattr(worker_module, "_REMEMBERED", 0)
+    run(manager, study())
+    assert results(manager) == undisturbed
+
+
+def test_early_stopping_takes_part_in_the_rungs(manager: StudyManager) -> None:
+    trials = run(manager, study(training={"patience": 1, "max_epochs": 8}, study={"metric": "log_loss"}))
+    assert {t.state for t in trials} == {"complete", "pruned"}
+    assert any(t.state == "complete" for t in trials)
+    summary = manager.summary("tiny")
+    assert summary.state == "finished"
+
+
+def test_changed_data_are_refused(manager: StudyManager, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    rows = [f"{i % 7},{i % 5},{i % 2}" for i in range(60)]
+    path.write_text("\n".join(["a,b,label", *rows]))
+    spec = study(data={"source": str(path), "target": "label"})
+    create_study(manager, spec, tmp_path)
+    path.write_text("\n".join(["a,b,label", *rows[:-1], "9,9,1"]))
+    with pytest.raises(DataError, match=r"the data of study 'tiny' changed since it was created: SHA-256 \w{12}… then"):
+        run_worker(manager, "tiny", device="cpu", stop=threading.Event())
+    assert manager.summary("tiny").trials["waiting"] == 8

@@ -1,0 +1,54 @@
+"""How much memory a pack takes, and how much there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from tuner.learning.layout import Layout
+from tuner.trial import TrialConfig
+
+EVALUATION_ROWS = 256  # rows of a validation pass at a time
+SHARE = 0.8  # of a GPU's free memory that packs may take
+BYTES_OF_ORDER = 8  # a row number is an int64
+
+
+def pack_bytes(configs: Sequence[TrialConfig], n: int, D: int, C: int, *, rows_evaluated: int, item: int = 4) -> int:
+    """Predicted peak bytes of a pack in training and validation: every buffer of :class:`tuner.learning.lanes.Pack`.
+
+    n: training rows. rows_evaluated: validation rows. item: bytes of a number, 4 for float32.
+    """
+    ordered = sorted(configs, key=lambda c: -c.depth)
+    layout = Layout(ordered, D, C)
+    first, K, H = ordered[0], layout.K, layout.H
+    B = min(min(c.batch_size, n) for c in ordered)
+    flats = 2 + (1 if first.optimizer in ("sgd", "nesterov") else 2)
+    flats += any(c.averaging != "none" for c in ordered) + any(c.keep == "best" for c in ordered)
+    parameters = flats * layout.size * item
+    hidden = sum(layout.counts[1:])  # lanes, counted once for each hidden layer they have
+    units = hidden * B * H
+    activations = (3 * units + K * B * (D + C)) * item
+    if first.norm != "none":
+        activations += (units + 3 * K * B * H) * item  # what the backward pass keeps, and its temporaries
+    rows = min(EVALUATION_ROWS, rows_evaluated)
+    evaluation = (2 * K * rows * H + 3 * K * rows_evaluated * C) * item
+    return parameters + activations + evaluation + K * n * BYTES_OF_ORDER
+
+
+def memory_budget(device: torch.device, processes: int | None = None) -> int:
+    """Bytes that the packs of one process may take: most of a GPU's free memory, or a fair share of the machine's.
+
+    processes: how many share the machine's memory; None: as many as it has cores.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(SHARE * free)
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(SHARE * available / (processes or os.cpu_count() or 1))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch or numpy means that memory ran out."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
