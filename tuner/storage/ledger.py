@@ -30,6 +30,7 @@ import math
 import threading
 import uuid
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    String,
     and_,
     case,
     delete,
@@ -52,7 +54,7 @@ from sqlalchemy import (
     update,
 )
 
-from tuner.errors import StudyNotFoundError
+from tuner.errors import BadInputError, StudyNotFoundError
 from tuner.search import hyperband, refine
 from tuner.search.distributions import distributions_for, encode
 from tuner.search.history import Observation
@@ -65,6 +67,7 @@ from tuner.storage.database import Database, now
 from tuner.storage.schema import UNFINISHED, State, checkpoints, curves, rungs, slots, studies, workers
 from tuner.trial import Value
 
+MAX_REASON = 2000  # characters of a reason that are stored
 MAX_ATTEMPTS = 3  # times a slot is tried before it fails
 
 
@@ -220,7 +223,14 @@ class Ledger:
     # Workers
 
     def register(self, host: str, pid: int, device: str, version: str) -> int:
-        """Write a worker down; returns its id."""
+        """Write a worker down; returns its id. Raises BadInputError when a name is longer than its column."""
+        for column, text in ((workers.c.host, host), (workers.c.device, device), (workers.c.version, version)):
+            assert isinstance(column.type, String)
+            if column.type.length is not None and len(text) > column.type.length:
+                raise BadInputError(
+                    f"a worker's {column.name} has at most {column.type.length} characters, this one {len(text)}: "
+                    f"{text[:40]}…"
+                )
         session = uuid.uuid4().hex
 
         def work(connection: Connection) -> int:
@@ -231,10 +241,10 @@ class Ledger:
             row = insert(workers).values(
                 study_id=self.study_id,
                 session=session,
-                host=host[:255],
+                host=host,
                 pid=pid,
-                device=device[:255],
-                version=version[:64],
+                device=device,
+                version=version,
                 started_at=now(),
                 heartbeat_at=now(),
                 lanes=0,
@@ -632,7 +642,7 @@ class Ledger:
 
         def work(connection: Connection) -> CommitOutcome:
             tokens = {number: token for number, token, _ in failures}
-            reasons = {number: reason for number, _, reason in failures}
+            reasons = {number: _shortened(reason) for number, _, reason in failures}
             held = self._held(connection, worker_id, tokens)
             tally = _Tally.empty()
             again = [row for row in held.values() if row.attempts < self.max_attempts]
@@ -984,9 +994,10 @@ class Ledger:
             .where(rungs.c.study_id == self.study_id, slots.c.bracket.in_(list(brackets)))
             .order_by(rungs.c.number)
         )
-        table: dict[tuple[int, int], _Results] = {}
+        # A rung whose every slot failed has no result, and is a table all the same.
+        table: dict[tuple[int, int], _Results] = defaultdict(lambda: _Results(values={}, gone=set()))
         for row in found:
-            results = table.setdefault((row.bracket, row.rung), _Results(values={}, gone=set()))
+            results = table[row.bracket, row.rung]
             results.values[row.number] = math.nan if row.value is None else row.value
             if row.state != "paused" or row.place != row.rung:
                 results.gone.add(row.number)
@@ -1122,6 +1133,12 @@ def _unleased(state: State) -> dict[str, Any]:
 
 def _diverged(epochs: int) -> str:
     return f"diverged at epoch {epochs}"
+
+
+def _shortened(reason: str) -> str:
+    """A reason that fits: an exception may quote whatever it met, and PostgreSQL stores no NUL."""
+    reason = reason.replace("\0", "\\0")
+    return reason if len(reason) <= MAX_REASON else f"{reason[: MAX_REASON - 1]}…"
 
 
 def _finite(value: float) -> float | None:
