@@ -111,3 +111,12 @@ def test_changed_data_are_refused(tmp_path: Path) -> None:
         (tmp_path / "x.csv").write_text(f"a,y\n{rows}20,0\n")
         with pytest.raises(BadInputError, match="created with other data"):
             create_study(manager, spec, tmp_path)
+
+
+def test_a_batch_larger_than_the_training_set_is_said_so(tmp_path: Path) -> None:
+    large = TINY.replace("batch_size    = 16", "batch_size    = 128").replace("batch_size = 16", "batch_size = 128")
+    assert large != TINY
+    plan = plan_study(spec_of(tmp_path, large), tmp_path)
+    assert plan.advice == ["space.batch_size: above 90 training rows a batch is the whole training set"]
+    assert f"advice: {plan.advice[0]}" in plan_text(plan)
+    assert plan_study(spec_of(tmp_path), tmp_path).advice == []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.data import DataSummary, summarize
 from tuner.search import Bracket, plan, slots, total_epochs
+from tuner.space import Choices, Constant, Range
 from tuner.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -38,6 +39,20 @@ class StudyPlan:
         Asha promotes a few more: those that were among the best when they were looked at.
         """
         return total_epochs(self.brackets)
+
+    @property
+    def advice(self) -> list[str]:
+        """What the lecture advises against and the study does, and what its data make of its settings."""
+        domain = self.spec.search_space["batch_size"]
+        sizes = [int(value) for value in domain.choices] if isinstance(domain, Choices) else []
+        if isinstance(domain, Constant):
+            sizes = [int(domain.value)]
+        elif isinstance(domain, Range):
+            sizes = [int(domain.high)]
+        if max(sizes) <= self.data.n_train:
+            return self.spec.advice
+        rows = self.data.n_train
+        return [*self.spec.advice, f"space.batch_size: above {rows:,} training rows a batch is the whole training set"]
 
     def rounds(self) -> Iterator[tuple[int, Bracket]]:
         """Each different bracket once, with how many of it there are, in the order of the deal."""
@@ -69,6 +84,7 @@ class StudyPlan:
             "epochs": self.epochs,
             "data": asdict(self.data),
             "space": {name: domain.as_written() for name, domain in space.items()},
+            "advice": self.advice,
             "brackets": [
                 {
                     "s": bracket.index,

@@ -42,7 +42,7 @@ def plan_text(plan: StudyPlan) -> str:
         "",
         *_refinement(plan),
         f"cost: {count(plan.epochs, 'epoch')} {bound}{without}, then {refits} of the winner",
-        *(f"advice: {line}" for line in plan.spec.advice),
+        *(f"advice: {line}" for line in plan.advice),
     ]
     return "\n".join(lines)
 

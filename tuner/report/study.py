@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from tuner.report.layout import count, duration, number, pairs, table
@@ -61,6 +62,28 @@ def trials_text(trials: Sequence[Record]) -> str:
         for trial in trials
     ]
     return table([*columns, *varied, "reason"], rows)
+
+
+def workers_text(workers: Sequence[Record]) -> str:
+    """One line a worker, in order of arrival."""
+    if not workers:
+        return "no workers yet"
+    columns = ["host", "pid", "device", "version", "started (UTC)", "heartbeat", "lanes", "epochs/s", "state"]
+    rows = [
+        [
+            worker["host"],
+            str(worker["pid"]),
+            worker["device"],
+            worker["version"],
+            f"{datetime.fromtimestamp(worker['started_at'], UTC):%Y-%m-%d %H:%M:%S}",
+            f"{duration(max(worker['heartbeat_age_s'], 0.0))} ago",
+            worker["lanes"],
+            worker["epochs_per_s"],
+            worker["state"],
+        ]
+        for worker in workers
+    ]
+    return table(columns, rows)
 
 
 def best_text(best: Record, metric: str, total: int) -> str:
