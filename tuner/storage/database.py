@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import sqlite3
 import time
 import weakref
@@ -30,7 +31,7 @@ from tuner.errors import BadInputError, StorageError
 from tuner.storage import bulk, schema
 
 OPTUNA_SCHEMA = "v3.2.0.a"  # the head of Optuna 5.0's schema: tuner/storage/records.py writes exactly these tables
-OPEN_PATIENCE_S = 10.0  # seconds to wait for a database at start-up
+OPEN_PATIENCE_S = 10.0  # seconds to wait at start-up for a database that has never answered
 PATIENCE_S = 120.0  # seconds to wait for a database that was there a moment ago
 LOCK_WAIT_S = 5.0  # seconds a statement waits for a lock before the transaction is rolled back and tried again
 _OPTUNA_TABLES = {"studies", "trials", "trial_params", "trial_values", "trial_intermediate_values", "version_info"}
@@ -172,7 +173,12 @@ def open_database(text: str, *, patience_s: float = PATIENCE_S, open_patience_s:
 
 
 def transact(
-    engine: Engine, work: Callable[[Connection], T], *, write: bool = True, patience_s: float = PATIENCE_S
+    engine: Engine,
+    work: Callable[[Connection], T],
+    *,
+    write: bool = True,
+    patience_s: float = PATIENCE_S,
+    open_patience_s: float | None = None,
 ) -> T:
     """Run ``work`` in one transaction and commit it, trying again as a whole while the trouble may pass.
 
@@ -186,21 +192,30 @@ def transact(
         with engine.connect().execution_options(tuner_write=write) as connection, connection.begin():
             return work(connection)
 
-    return patiently(once, engine.url, patience_s)
+    return patiently(once, engine.url, patience_s, open_patience_s)
 
 
-def patiently(call: Callable[[], T], url: URL, patience_s: float) -> T:
-    """Call until it succeeds, with growing and jittered pauses, while its trouble may pass. Raises as transact."""
+def patiently(call: Callable[[], T], url: URL, patience_s: float, open_patience_s: float | None = None) -> T:
+    """Call until it succeeds, with growing and jittered pauses, while its trouble may pass. Raises as transact.
+
+    ``open_patience_s``, where given, is all the patience there is until the server shows that it exists.
+    """
     started = told = time.monotonic()
+    limit_s = patience_s if open_patience_s is None else open_patience_s
     attempt = 0
     while True:
         try:
-            return call()
+            answer = call()
+            if told > started:
+                _log.warning("%s answers again (after %.0f s)", shown(url), time.monotonic() - started)
+            return answer
         except (DBAPIError, PoolTimeoutError, optuna.exceptions.StorageInternalError) as error:
             cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
             waited_s = time.monotonic() - started
             reason = passing(cause) if isinstance(cause, SQLAlchemyError) else None
-            if reason is None or waited_s >= patience_s:
+            if reason in _SIGNS_OF_LIFE:
+                limit_s = patience_s
+            if reason is None or waited_s >= limit_s:
                 raise explained(cause or error, url, waited_s) from error
             if time.monotonic() - told > 1:
                 told = time.monotonic() + 9  # the first line after a second, then one every ten
@@ -209,6 +224,14 @@ def patiently(call: Callable[[], T], url: URL, patience_s: float) -> T:
             attempt += 1
 
 
+_NO_ANSWER = "the server does not answer"
+_SIGNS_OF_LIFE = {
+    "connection lost",
+    "the server crashed",
+    "the server is shutting down",
+    "the server is starting up",
+    "too many connections",
+}
 _POSTGRES_PASSING = {
     "40001": "serialization error",
     "40P01": "deadlock",
@@ -219,32 +242,39 @@ _POSTGRES_PASSING = {
     "57P03": "the server is starting up",
     "25P03": "the session was idle in a transaction",
     "53300": "too many connections",
-    "08000": "connection lost",
-    "08003": "connection lost",
-    "08006": "connection lost",
+    "40003": "connection lost",
+    "53200": "the server is out of memory",
 }
 _MYSQL_PASSING = {
     0: "connection lost",
     1020: "serialization error",  # record has changed since last read
     1040: "too many connections",
+    1047: "the server is starting up",  # a node of a Galera cluster that is not ready
     1053: "the server is shutting down",
     1158: "connection lost",
     1159: "connection lost",
     1160: "connection lost",
     1161: "connection lost",
+    1203: "too many connections",
     1205: "locked by another transaction",
+    1206: "locked by another transaction",
     1213: "deadlock",
     1317: "a statement was interrupted",
     1927: "connection lost",
     1969: "a statement took too long",
-    2002: "the server does not answer",
-    2003: "the server does not answer",
+    2002: _NO_ANSWER,
+    2003: _NO_ANSWER,
     2006: "connection lost",
     2013: "connection lost",
     2014: "connection lost",
     3024: "a statement took too long",
+    4031: "connection lost",
 }
-_FINAL_REFUSALS = ("password", "does not exist", "pg_hba", "role ", "ssl", "translate host name", "not permitted")
+_SQLITE_PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+# What a PostgreSQL that can be reached refuses for good. Not every word of SSL: a connection that is cut says it, too.
+_FINAL_REFUSALS = re.compile(
+    r'password|pg_hba\.conf|certificate|private key|does not support ssl|(role|database) ".*" (does not exist|is not)'
+)
 
 
 def passing(error: SQLAlchemyError) -> str | None:
@@ -256,22 +286,23 @@ def passing(error: SQLAlchemyError) -> str | None:
     original = error.orig
     text = str(original).lower()
     if isinstance(original, sqlite3.Error):
-        return "locked by another process" if "locked" in text or "busy" in text else None
-    if original is not None and hasattr(original, "sqlstate"):
-        code = original.sqlstate
-        if code is not None:
-            return _POSTGRES_PASSING.get(code)
-        if isinstance(error, (sqlalchemy.exc.OperationalError, InterfaceError)):
-            if "starting up" in text or "shutting down" in text or "recovery mode" in text:
-                return "the server is starting up"
-            if any(word in text for word in _FINAL_REFUSALS):
-                return None
-            return "connection lost" if error.connection_invalidated else "the server does not answer"
-        return None
+        code = getattr(original, "sqlite_errorcode", None)  # None where Python itself raised it
+        busy = "locked" in text if code is None else code & 0xFF in _SQLITE_PASSING
+        return "locked by another process" if busy else None
     code = original.args[0] if original is not None and original.args else None
-    if isinstance(code, int) and code in _MYSQL_PASSING:
-        return _MYSQL_PASSING[code]
-    return "connection lost" if error.connection_invalidated else None
+    if isinstance(code, int):  # PyMySQL; its errors may have an SQLSTATE besides, which says less
+        lost = "connection lost" if error.connection_invalidated else None
+        return _MYSQL_PASSING.get(code, lost)
+    state = getattr(original, "sqlstate", None)
+    if state is not None:
+        return "connection lost" if state.startswith("08") else _POSTGRES_PASSING.get(state)
+    if error.connection_invalidated or "packet sequence" in text:
+        return "connection lost"
+    if not isinstance(error, (sqlalchemy.exc.OperationalError, InterfaceError)) or _FINAL_REFUSALS.search(text):
+        return None
+    if any(words in text for words in ("starting up", "shutting down", "recovery mode", "not yet accepting")):
+        return "the server is starting up"
+    return "too many connections" if "too many clients" in text or "connection slots" in text else _NO_ANSWER
 
 
 def explained(error: BaseException, url: URL, waited_s: float = 0.0) -> StorageError:
@@ -351,7 +382,9 @@ def _engine_options(url: URL, patience_s: float = PATIENCE_S) -> dict[str, Any]:
             options = " ".join(f"-c {name}={value}" for name, value in settings.items())
             given = url.query.get("options", ())
             mine = options if not given else f"{options} {given if isinstance(given, str) else ' '.join(given)}"
-            arguments = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "options": mine}
+            # A machine that is gone sends nothing, not even an end: noticed after some 30 seconds instead of two hours.
+            silence = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4}
+            arguments = {"connect_timeout": 10, "tcp_user_timeout": 30_000, **silence, "options": mine}
         case _:
             arguments = {
                 "connect_timeout": 10,
@@ -394,27 +427,41 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def _set_up(database: Database, patience_s: float) -> None:
+def _set_up(database: Database, open_patience_s: float) -> None:
     """Check what is there, create what is missing, check again."""
-    deadline = time.monotonic() + patience_s
-    delay_s = 0.05
-    while not transact(database.engine, lambda c: _ready(c, database.url), write=False, patience_s=patience_s):
+    patience = {"patience_s": database.patience_s, "open_patience_s": open_patience_s}
+    started, delay_s = time.monotonic(), 0.05
+    while not transact(database.engine, lambda c: _ready(c, database.url), write=False, **patience):
         try:
             database.optuna_storage(poolclass=NullPool)  # no pool: where this fails, nobody could close it
             with database.engine.connect() as connection, connection.begin():
                 schema.metadata.create_all(connection)
+                _inform_sqlite(connection)
                 bulk.insert(connection, schema.schema_versions, [{"version": schema.SCHEMA_VERSION}], conflict="skip")
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             # Most likely another process creates the same tables at this moment: look again.
             cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+            reason = passing(cause) if isinstance(cause, SQLAlchemyError) else None
             races = isinstance(cause, DBAPIError) and (
-                passing(cause) is not None or "exist" in str(cause.orig) or "uplicate" in str(cause.orig)
+                reason is not None or "exist" in str(cause.orig) or "uplicate" in str(cause.orig)
                 or isinstance(cause, sqlalchemy.exc.IntegrityError)
             )  # fmt: skip
-            if not races or time.monotonic() > deadline:
-                raise explained(cause or error, database.url, patience_s) from error
+            waited_s = time.monotonic() - started
+            if not races or waited_s > (database.patience_s if reason in _SIGNS_OF_LIFE else open_patience_s):
+                raise explained(cause or error, database.url, waited_s) from error
             time.sleep(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(2 * delay_s, 1.0)
+
+
+def _inform_sqlite(connection: Connection) -> None:
+    """Give SQLite's planner the statistics of :data:`tuner.storage.schema.SQLITE_STATISTICS`."""
+    if connection.dialect.name != "sqlite":
+        return
+    connection.exec_driver_sql("ANALYZE tuner_schema")  # makes the table of statistics
+    for (table, index), statistics in schema.SQLITE_STATISTICS.items():
+        connection.exec_driver_sql("DELETE FROM sqlite_stat1 WHERE tbl = ? AND idx = ?", (table, index))
+        connection.exec_driver_sql("INSERT INTO sqlite_stat1 VALUES (?, ?, ?)", (table, index, statistics))
+    connection.exec_driver_sql("ANALYZE sqlite_schema")  # analyzes nothing: this connection reads them again
 
 
 def _ready(connection: Connection, url: URL) -> bool:

@@ -129,3 +129,17 @@ evaluations = _table(
     Column("peeks", Integer, nullable=False),
     Column("created_at", Double, nullable=False),
 )
+
+# SQLite gathers no statistics by itself, and without any it takes a study for ten rows: it walks through every slot of
+# a large study to save itself the sorting of a few. These say what a large study looks like: (table, index) -> rows in
+# all, then rows for each value of the first column, of the first two, and so on. The servers gather their own.
+SQLITE_STATISTICS = {
+    ("tuner_slots", "sqlite_autoindex_tuner_slots_1"): "100000 100000 1",
+    ("tuner_slots", "ix_tuner_slots_claim"): "100000 100000 500 300 20 1",
+    ("tuner_slots", "ix_tuner_slots_rung"): "100000 100000 50 30 20",
+    ("tuner_slots", "ix_tuner_slots_worker"): "100000 100000 2000 50",
+    ("tuner_slots", "ix_tuner_slots_checkpoint"): "100000 100000 50",
+    ("tuner_rungs", "sqlite_autoindex_tuner_rungs_1"): "150000 150000 2 1",
+    ("tuner_curves", "sqlite_autoindex_tuner_curves_1"): "2000000 2000000 20 1",
+    ("tuner_checkpoints", "ix_tuner_checkpoints_study_id"): "50 50",
+}
