@@ -114,7 +114,7 @@ def test_changed_data_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_batch_larger_than_the_training_set_is_said_so(tmp_path: Path) -> None:
-    large = TINY.replace("batch_size    = 16", "batch_size    = 128").replace("batch_size = 16", "batch_size = 128")
+    large = TINY.replace("batch_size = 32", "batch_size = 128")
     assert large != TINY
     plan = plan_study(spec_of(tmp_path, large), tmp_path)
     assert plan.advice == ["space.batch_size: above 90 training rows a batch is the whole training set"]
