@@ -1119,6 +1119,7 @@ class Ledger:
 
 
 def worker_name(host: str, pid: int) -> str:
+    """What people call a worker."""
     return f"{host}:{pid}"
 
 
