@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+SECONDS ?= 60
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -10,13 +11,14 @@ INPUTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench bench-storage chaos clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12  the interpreter to build .venv with: 3.11, 3.12 or 3.13"
-	@echo "  ARGS='...'         more arguments for demo, test and bench, such as ARGS='-k space -n 0'"
+	@echo "  ARGS='...'         more arguments for demo, test, the benchmarks and chaos, such as ARGS='-k space -n 0'"
+	@echo "  SECONDS=600        how long chaos lasts; 60 by default"
 
 demo: .venv/.installed ## install, then tune a digit classifier: studies/digits.toml
 	$(BIN)/tuner run studies/digits.toml $(ARGS)
@@ -32,6 +34,12 @@ check: .venv/.installed-dev ## install with the dev extra, then lint, check form
 
 bench: .venv/.installed-test ## measure the fused trainer against plain PyTorch
 	$(BIN)/python -m tests.benchmarks.lanes $(ARGS)
+
+bench-storage: .venv/.installed-test ## measure what the storage costs a trial against plain Optuna, and 64 workers on one server
+	$(BIN)/python -m tests.benchmarks.storage $(ARGS)
+
+chaos: .venv/.installed-test ## kill workers, crash databases and cut connections at random, and check every promise
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(ARGS)
 
 clean: ## remove .venv and all caches; studies and their databases stay
 	rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

@@ -69,7 +69,7 @@ def refusal(command: list[str]) -> str | None:
         if word.startswith("studies/") and not (ROOT / word).exists():
             return f"no such study file: {word}"
     if program == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         return next((f"no such target: {word}" for word in words if "=" not in word and word not in targets), None)
     main = importlib.import_module("tuner.cli").main
     try:

@@ -47,8 +47,10 @@ from tuner.storage.checkpoints import Checkpoint
 from tuner.storage.database import parse_url
 from tuner.storage.ledger import Claim, EpochRow, Ledger, RungResult
 
+everybody: Any = None
 PARTS = ["cost", "history", "crowd"]
 EPOCHS = 27
+PAUSE_S = 5.0  # seconds that a worker of the crowd takes for a pack, half as much more or less
 PACK = 64
 SPACE = {
     "learning_rate": {"low": 1e-5, "high": 1e-1, "log": True},
@@ -248,9 +250,9 @@ def whole_rounds(workload: str, trials: int) -> int:
     return -(-trials // size) * size
 
 
-def history(kind: str, url: str, folder: Path, workload: str, few: int, many: int) -> History:
+def history(kind: str, url: str, folder: Path, workload: str, few: int, many: int, then: int = 256) -> History:
     """Studies with a past, side by side: the trials that follow are measured in turn, a round each."""
-    trials, rounds = whole_rounds(workload, 256), 3
+    trials, rounds = whole_rounds(workload, then), 3
     took: dict[int, list[float]] = {}
     with StudyManager(url, folder) as manager:
         ledgers = {}
@@ -370,7 +372,9 @@ def crowd(url: str, folder: Path, workers: int, trials: int, pause_s: float) -> 
     with StudyManager(url, folder) as manager:
         create(manager, spec)
         began = time.perf_counter()
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        context = get_context("spawn")
+        ready = (context.Barrier(processes),)
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=crowd_start, initargs=ready) as pool:
             jobs = [
                 pool.submit(crowd_process, url, str(folder), workers // processes, place, pause_s)
                 for place in range(processes)
@@ -397,11 +401,18 @@ def crowd(url: str, folder: Path, workers: int, trials: int, pause_s: float) -> 
     )
 
 
+def crowd_start(ready: Any) -> None:
+    """The processes of the crowd begin together: the first ones need not share their cores with others' imports."""
+    global everybody
+    everybody = ready
+
+
 def crowd_process(url: str, folder: str, threads: int, seed: int, pause_s: float) -> dict[str, Any]:
     """Some workers of the crowd; each arrives at a moment of its own."""
     found: dict[str, Any] = {"claims": [], "commits": [], "accepted": [], "errors": 0}
     with StudyManager(url, folder) as manager, ThreadPoolExecutor(threads) as pool:
         ledger = manager.ledger("crowd")
+        everybody.wait(timeout=300)
 
         def one(place: int) -> None:
             rng = random.Random(1000 * seed + place)
@@ -475,7 +486,7 @@ def main() -> None:
             kinds,
         )
     if "crowd" in arguments.parts and "postgresql" in kinds:
-        measured("crowd", lambda _, url, folder: [crowd(url, folder, arguments.workers, 1500, 1.5)], ["postgresql"])
+        measured("crowd", lambda _, url, folder: [crowd(url, folder, arguments.workers, 1200, PAUSE_S)], ["postgresql"])
     if arguments.format == "json":
         print(json.dumps(out))
     elif out["left_out"]:

@@ -46,7 +46,7 @@ class Injector:
         checkpoints: Callable[[], Path | None],
         proxy: Proxy | None = None,
         server: PrivatePostgres | None = None,
-        pause_s: tuple[float, float] = (0.2, 0.8),
+        pause_s: tuple[float, float] = (0.3, 1.0),
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._url = parse_url(url)
@@ -95,7 +95,7 @@ class Injector:
         names = [name for name, _, _ in self._faults]
         calls = {name: call for name, call, _ in self._faults}
         weights = [weight for _, _, weight in self._faults]
-        while not self._over.wait(self._rng.uniform(*self._pause_s)):
+        while not self._over.wait(self._rng.uniform(*self._pause_s) * (1 if self._victims.pids() else 3)):
             (name,) = self._rng.choices(names, weights)
             with suppress(SQLAlchemyError, OSError):  # the victim, or the server, was not there at this moment
                 if calls[name]():

@@ -1,5 +1,9 @@
-"""Databases to test on: SQLite always, PostgreSQL and MariaDB where they answer (with ``CI=true`` they have to)."""
+"""Databases to test on: SQLite always, PostgreSQL and MariaDB where they answer (with ``CI=true`` they have to).
 
+Where no PostgreSQL answers and no URL names one, the tests start one themselves: the wheel of the test extra brings it.
+"""
+
+import atexit
 import os
 import uuid
 from collections.abc import Iterator
@@ -12,6 +16,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from tests.storage.private import PrivatePostgres, programs
 from tuner.storage.database import open_database, parse_url, sqlite_file
 
 DEFAULTS = {
@@ -21,20 +26,36 @@ DEFAULTS = {
 KINDS = ["sqlite", "postgresql", "mysql"]
 
 
+@cache
 def server_url(kind: str) -> str:
     variable, default = DEFAULTS[kind]
-    return os.environ.get(variable) or default
+    if given := os.environ.get(variable):
+        return given
+    if kind == "postgresql" and refusal(default) is not None and programs() is not None:
+        server = PrivatePostgres()
+        atexit.register(server.close)
+        return server.url()
+    return default
 
 
 @cache
 def why_not(kind: str) -> str | None:
     """Why a server cannot be used; None when it answers."""
-    engine = create_engine(parse_url(server_url(kind)), poolclass=NullPool)
+    reason = refusal(server_url(kind))
+    return None if reason is None else f"no {kind} answers ({DEFAULTS[kind][0]}): {reason}"
+
+
+def refusal(url: str) -> str | None:
+    """What a server says instead of answering; None when it answers."""
+    try:
+        engine = create_engine(parse_url(url), poolclass=NullPool)
+    except ImportError as error:
+        return str(error)
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql("SELECT 1")
-    except (SQLAlchemyError, ImportError) as error:
-        return f"no {kind} answers ({DEFAULTS[kind][0]}): {error}"
+    except SQLAlchemyError as error:
+        return str(error)
     return None
 
 

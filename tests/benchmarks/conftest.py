@@ -1,0 +1,1 @@
+from tests.storage.conftest import url as url
