@@ -1,5 +1,6 @@
 """Studies from their creation to their deletion, and the shapes that other tools read."""
 
+import hashlib
 import json
 import math
 import time
@@ -15,7 +16,7 @@ from sqlalchemy import event, update
 from tests.storage import fleet
 from tests.storage.fleet import create, make_spec
 from tests.storage.servers import lay_tables
-from tuner.errors import BadInputError, SpecMismatchError, StudyNotFoundError
+from tuner.errors import BadInputError, SpecError, SpecMismatchError, StudyNotFoundError, WorkerRefusedError
 from tuner.manager import StudyManager, _union_s
 from tuner.storage import schema
 
@@ -47,7 +48,7 @@ TRIAL_KEYS = [
 ]
 
 QUESTIONS = ["spec", "data_root", "digests", "ledger", "checkpoints", "summary", "trials", "best", "workers"]
-QUESTIONS += ["stop", "resume", "delete", "evaluation", "count_peek"]
+QUESTIONS += ["admit", "retry", "stop", "resume", "delete", "evaluation", "count_peek"]
 
 
 @pytest.fixture
@@ -281,6 +282,81 @@ class TestNames:
             getattr(manager, call)("nobody")
 
 
+class TestAdmission:
+    """A worker that would train something else than was created is refused, and told the difference."""
+
+    def test_the_same_tuner_is_admitted(self, manager: StudyManager) -> None:
+        made(manager, make_spec(9))
+        manager.admit("fleet")
+
+    @pytest.mark.parametrize("version", ["0.1.7", "0.1.0.dev3"])
+    def test_another_patch_is_admitted(self, manager: StudyManager, version: str) -> None:
+        made(manager, make_spec(9))
+        _change(manager, update(schema.studies).values(tuner_version=version))
+        manager.ledger("fleet")
+
+    @pytest.mark.parametrize("version", ["0.2.0", "1.1.0", "0.11.0"])
+    def test_another_version_is_refused(self, manager: StudyManager, version: str) -> None:
+        made(manager, make_spec(9))
+        _change(manager, update(schema.studies).values(tuner_version=version, spec="{"))  # it may not even be readable
+        told = rf"study 'fleet' was created by Tuner {version}, this is Tuner 0.1.0; all workers .*: install tuner "
+        for ask in (manager.admit, manager.ledger):
+            with pytest.raises(WorkerRefusedError, match=told):
+                ask("fleet")
+
+    def test_another_reading_of_the_spec_is_refused_with_the_difference(self, manager: StudyManager) -> None:
+        """As between two development versions: one knows a key, or a default, that the other does not."""
+        made(manager, make_spec(9))
+        stored = json.loads(make_spec(9).as_json())
+        del stored["search"]["eta"]
+        stored["final"]["seeds"] = 5
+        text = json.dumps(stored)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        _change(manager, update(schema.studies).values(spec=text, spec_digest=digest))
+        with pytest.raises(WorkerRefusedError, match="means something else to this Tuner") as caught:
+            manager.admit("fleet")
+        assert str(caught.value).splitlines()[1:] == ["  search.eta: missing -> 3"]
+
+    def test_a_spec_that_somebody_changed_is_refused(self, manager: StudyManager) -> None:
+        made(manager, make_spec(9))
+        other = make_spec(9, eta=2).as_json()
+        _change(manager, update(schema.studies).values(spec=other))
+        with pytest.raises(WorkerRefusedError, match="spec of study 'fleet' was changed in the database: SHA-256"):
+            manager.ledger("fleet")
+
+
+class TestLengths:
+    """What does not fit into a column of some database is refused on all of them, before anything is written."""
+
+    def test_a_worker(self, manager: StudyManager) -> None:
+        ledger = create(manager, make_spec(9))
+        for names in (("h" * 256, "cpu", "0"), ("h", "c" * 256, "0"), ("h", "cpu", "0" * 65)):
+            with pytest.raises(BadInputError, match=r"a worker's .* has at most"):
+                ledger.register(names[0], 1, *names[1:])
+        assert manager.workers("fleet") == []
+        ledger.register("h" * 255, 1, "c" * 255, "0" * 64)
+
+    def test_a_study(self, manager: StudyManager) -> None:
+        many = {"choices": [i / 7 for i in range(1, 5000)]}
+        spec = fleet.spaces_study(study={"name": "fleet"}, space={"dropout": {"choices": [0.1]}, "learning_rate": many})
+        with pytest.raises(BadInputError, match=r"learning_rate: its choices take .* at most 65,535 fit; list fewer"):
+            made(manager, spec)
+        assert manager.names() == []
+        with pytest.raises(SpecError, match="up to 200 letters"):
+            fleet.spaces_study(study={"name": "a" * 201})
+
+    def test_a_reason(self, manager: StudyManager) -> None:
+        """Not refused, for it says what went wrong: cut, and said to be cut."""
+        ledger = create(manager, make_spec(9))
+        ledger.max_attempts = 1
+        worker = ledger.register("h", 1, "cpu", "0")
+        (claim,) = ledger.claim(worker, limit=1, lease_s=60)
+        ledger.fail(worker, [(0, claim.token, "x\0" + "y" * 100_000)])
+        reason = manager.trials("fleet")[0].reason
+        assert reason is not None
+        assert (reason[:4], reason[-1], len(reason)) == ("x\\0y", "…", 2000)
+
+
 class TestFiles:
     def test_artifacts_lie_beside_the_sqlite_file(self, manager: StudyManager, tmp_path: Path) -> None:
         assert manager.artifacts == tmp_path / "tuner-artifacts"
@@ -313,9 +389,8 @@ class TestFiles:
         manager.delete("fleet")
         assert not root.exists()
         with manager._database.engine.connect() as connection:
-            names = [
-                name for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")
-            ]
+            tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+            names = [name for (name,) in connection.exec_driver_sql(tables)]
             kept = {"alembic_version", "version_info", "tuner_schema"}
             left = {
                 name: count

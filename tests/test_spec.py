@@ -281,6 +281,13 @@ class TestBad:
                 "search.refine.rounds: should be greater than or equal to 2",
             ),
             ({"search": {"refine": {"rounds": 2, "keep": 1.0}}}, "search.refine.keep: should be less than 1"),
+            (
+                {
+                    "search": {"sampler": "grid", "trials": None, "refine": {"rounds": 2, "keep": 0.5}},
+                    "space": {"learning_rate": {"choices": [0.1, 0.2]}},
+                },
+                "search.refine: a grid's points are all listed before it starts; drop refine, or use random",
+            ),
             ({"search": {"refine": {"rounds": 2}}}, "search.refine.keep: missing"),
             (
                 {"search": {"trials": 3, "refine": {"rounds": 4, "keep": 0.5}}},

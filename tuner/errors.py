@@ -42,6 +42,10 @@ class SpecMismatchError(BadInputError):
         )
 
 
+class WorkerRefusedError(BadInputError):
+    """This Tuner would not train the study as it was created: another version, or another reading of its spec."""
+
+
 class StudyNotFoundError(BadInputError, LookupError):
     """No study of this name in the storage."""
 

@@ -19,8 +19,9 @@ from sqlalchemy import Connection, Row, Table, and_, case, delete, func, insert,
 from sqlalchemy.exc import IntegrityError
 
 from tuner import __version__
-from tuner.errors import BadInputError, SpecMismatchError, StorageError, StudyNotFoundError
+from tuner.errors import BadInputError, SpecMismatchError, StorageError, StudyNotFoundError, WorkerRefusedError
 from tuner.search import hyperband
+from tuner.search.distributions import distributions
 from tuner.spec import Direction, StudySpec, parse_spec
 from tuner.storage import bulk, records
 from tuner.storage.checkpoints import CheckpointStore
@@ -31,10 +32,12 @@ from tuner.trial import Value
 
 LIVE_S = 30.0  # seconds without a heartbeat after which a worker counts as dead
 StudyState = Literal["running", "finished", "stopped", "interrupted"]
+WorkerState = Literal["live", "left", "lost"]
 TrialStateName = Literal["complete", "pruned", "failed", "running", "waiting"]
 _FINAL = ("complete", "pruned", "failed")
 _TABLES: tuple[Table, ...] = (slots, rungs, curves, checkpoints, workers, evaluations, studies)
 _CHUNK = 50_000  # slots in one insert
+_MISSING = object()  # a key that is not there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +95,29 @@ class TrialRow:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRow:
-    """One worker of a study. Times are seconds since the epoch in UTC."""
+    """One worker of a study. Times are seconds since the epoch in UTC, ages seconds, both by the database's clock.
+
+    state: live; left, when it said so; lost, when its heartbeat stopped.
+    """
 
     id: int
     worker: str
+    host: str
+    pid: int
     device: str
     version: str
-    live: bool
+    state: WorkerState
     started_at: float
     heartbeat_at: float
+    heartbeat_age_s: float
     ended_at: float | None
     lanes: int
     epochs_per_s: float
+
+    @property
+    def live(self) -> bool:
+        """Whether it has not left, and its heart beats."""
+        return self.state == "live"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -171,8 +185,9 @@ class StudyManager:
         """Create a study with all its slots, in one transaction. False when the same study is there already.
 
         Raises SpecMismatchError when the name has another spec, BadInputError when its data or split has changed since,
-        or when the name is that of a study which Optuna made.
+        when the name is that of a study which Optuna made, or when a list of choices is longer than the tables take.
         """
+        records.check_lengths(distributions(spec.search_space))
 
         def work(connection: Connection) -> bool:
             name = spec.study.name
@@ -241,9 +256,18 @@ class StudyManager:
         return Digests(spec=row.spec_digest, data=row.data_digest, split=row.split_digest)
 
     def ledger(self, name: str) -> Ledger:
-        """The study's slots, to work on."""
+        """The study's slots, to work on. Raises WorkerRefusedError as :meth:`admit`."""
         row = self._study(name)
+        _admit(row)
         return Ledger(self._database, row.study_id, _parsed(row))
+
+    def admit(self, name: str) -> None:
+        """Make sure that this Tuner may work on the study.
+
+        Raises WorkerRefusedError, with the difference, when its major.minor version is not the one that created the
+        study, or it reads another spec from what is stored than was stored.
+        """
+        _admit(self._study(name))
 
     def checkpoints(self, name: str) -> CheckpointStore:
         """The study's checkpoint files."""
@@ -256,6 +280,10 @@ class StudyManager:
     def resume(self, name: str) -> None:
         """Let workers go on with a stopped study."""
         self._set_stopped(name, False)
+
+    def retry(self, name: str) -> int:
+        """Let workers try the study's failed trials again, with all their attempts; returns how many there are."""
+        return len(self.ledger(name).retry())
 
     def delete(self, name: str) -> None:
         """Delete a study: its rows in Optuna's tables and Tuner's, and its checkpoint files."""
@@ -323,16 +351,23 @@ class StudyManager:
     def workers(self, name: str) -> list[WorkerRow]:
         """Everybody who ever worked on the study, in order of arrival."""
         study_id = self._study(name).study_id
-        query = select(workers, _live().label("live")).where(workers.c.study_id == study_id).order_by(workers.c.id)
+        query = (
+            select(workers, _live().label("live"), (now() - workers.c.heartbeat_at).label("age"))
+            .where(workers.c.study_id == study_id)
+            .order_by(workers.c.id)
+        )
         return [
             WorkerRow(
                 id=row.id,
                 worker=worker_name(row.host, row.pid),
+                host=row.host,
+                pid=row.pid,
                 device=row.device,
                 version=row.version,
-                live=bool(row.live),
+                state="live" if row.live else "lost" if row.ended_at is None else "left",
                 started_at=row.started_at,
                 heartbeat_at=row.heartbeat_at,
+                heartbeat_age_s=float(row.age),
                 ended_at=row.ended_at,
                 lanes=row.lanes,
                 epochs_per_s=row.epochs_per_s,
@@ -486,6 +521,46 @@ def _insert_slots(connection: Connection, study_id: int, dealt: Sequence[hyperba
 
 def _parsed(row: Row[Any]) -> StudySpec:
     return parse_spec(json.loads(row.spec), source=f"study {row.name}")
+
+
+def _admit(row: Row[Any]) -> None:
+    name, stored = row.name, row.tuner_version
+    series, mine = (".".join(version.split(".")[:2]) for version in (stored, __version__))
+    if series != mine:
+        raise WorkerRefusedError(
+            f"study {name!r} was created by Tuner {stored}, this is Tuner {__version__}; all workers of a study run "
+            f"the same major.minor version: install tuner {series}, or create a study of another name"
+        )
+    if (found := hashlib.sha256(row.spec.encode()).hexdigest()) != row.spec_digest:
+        raise WorkerRefusedError(
+            f"the spec of study {name!r} was changed in the database: SHA-256 {row.spec_digest[:12]}… when it was "
+            f"created, {found[:12]}… now; restore it, or: tuner delete {name}"
+        )
+    read = _parsed(row)
+    if read.digest != row.spec_digest:
+        head = (
+            f"study {name!r} means something else to this Tuner {__version__} than to the {stored} that created it; "
+            "use that version, or create a study of another name"
+        )
+        lines = _differences(json.loads(row.spec), json.loads(read.as_json()))
+        raise WorkerRefusedError("\n".join([head, *(f"  {line}" for line in lines)]))
+
+
+def _differences(stored: Mapping[str, Any], read: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``key: stored -> read``, dotted, for every key that differs.
+
+    >>> _differences({"a": {"b": 1}}, {"a": {"b": 2, "c": None}})
+    ['a.b: 1 -> 2', 'a.c: missing -> null']
+    """
+    lines = []
+    for key in sorted(stored.keys() | read.keys()):
+        one, other = stored.get(key, _MISSING), read.get(key, _MISSING)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            lines += _differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            texts = ["missing" if value is _MISSING else json.dumps(value) for value in (one, other)]
+            lines.append(f"{prefix}{key}: {' -> '.join(texts)}")
+    return lines
 
 
 def _live() -> Any:

@@ -81,7 +81,7 @@ def test_empty_split() -> None:
     )
 
 
-@pytest.mark.parametrize("verb", ["show", "trials", "best", "evaluate", "worker", "stop", "delete"])
+@pytest.mark.parametrize("verb", ["show", "trials", "best", "evaluate", "worker", "workers", "stop", "retry", "delete"])
 def test_unknown_study(verb: str) -> None:
     tuner("create", write_study())
     assert "no study 'tinny' in sqlite:///tuner.db; did you mean tiny?" in refused(

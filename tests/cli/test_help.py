@@ -11,7 +11,8 @@ from tests.cli.command import ROOT, tuner
 from tuner import __version__
 from tuner.cli import main
 
-VERBS = ["check", "create", "run", "worker", "studies", "show", "trials", "best", "evaluate", "stop", "delete"]
+VERBS = ["check", "create", "run", "worker", "studies", "show", "workers", "trials", "best", "evaluate", "replay"]
+VERBS += ["stop", "retry", "delete"]
 HEAVY = ("torch", "numba", "optuna", "sqlalchemy", "sklearn", "scipy", "numpy", "polars", "pydantic", "rich")
 
 

@@ -123,6 +123,90 @@ def test_searches_run_to_their_end(search: str) -> None:
     assert summary["trials"]["complete"] + summary["trials"]["pruned"] == 12
 
 
+def test_a_crew_of_workers() -> None:
+    tuner("create", write_study(TINY.replace("trials = 3", "trials = 40")))
+    code, out, err = finish(start("worker", "tiny", "--workers", "2", "--device", "cpu"))
+    assert (code, out) == (0, "")
+    assert err.splitlines()[0] == "tiny: starting 2 workers"
+    assert err.splitlines()[-1] == "tiny: finished"
+    rows = tuner_json("workers", "tiny")
+    assert len({row["pid"] for row in rows}) == 2
+    assert {(row["device"], row["state"], row["lanes"]) for row in rows} == {("cpu", "left", 0)}
+
+
+def test_an_interrupted_crew_saves_and_leaves() -> None:
+    tuner("create", write_study(TINY.replace("max_epochs = 4", "max_epochs = 1000000")))
+    process = start("worker", "tiny", "--workers", "2", "--device", "cpu")
+    with StudyManager("sqlite:///tuner.db") as manager:
+        wait_until(lambda: bool(_workers(manager, "tiny")), process=process)
+        os.kill(process.pid, signal.SIGTERM)
+        code, out, _ = finish(process)
+        assert (code, out) == (130, "")
+        assert {row.state for row in manager.workers("tiny")} == {"left"}
+        assert manager.summary("tiny").trials["running"] == 0
+
+
+def test_all_gpus_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    tuner("create", write_study())
+    assert "cuda" in tuner("worker", "tiny", "--gpus", "all", "--quiet", code=2).stderr
+    message = tuner("worker", "tiny", "--gpus", "all", "--device", "cpu", code=2).stderr
+    assert "--gpus and --device cpu say two things" in message
+
+
+def test_all_gpus_get_a_worker_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.launch.local._cuda_devices", lambda: 2)
+    monkeypatch.setattr("tuner.learning.device.resolve_device", lambda _: None)
+    asked: list[list[str]] = []
+
+    def crew(_name: str, devices: list[str], **_: Any) -> Any:
+        asked.append(devices)
+        raise TunerError("enough")
+
+    monkeypatch.setattr("tuner.launch.local.LocalWorkers", crew)
+    tuner("create", write_study())
+    tuner("worker", "tiny", "--gpus", "all", "--quiet", code=1)
+    tuner("worker", "tiny", "--gpus", "all", "--workers", "3", "--quiet", code=1)
+    assert asked == [["cuda:0", "cuda:1"], ["cuda:0", "cuda:1", "cuda:0"]]
+
+
+def test_failed_trials_are_tried_again() -> None:
+    tuner("create", write_study())
+    with StudyManager("sqlite:///tuner.db") as manager:
+        ledger = manager.ledger("tiny")
+        ledger.max_attempts = 1
+        worker = ledger.register("node", 7, "cpu", "0")
+        claims = ledger.claim(worker, limit=1, lease_s=60)
+        ledger.fail(worker, [(claims[0].number, claims[0].token, "out of memory")])
+        ledger.leave(worker)
+    tuner("worker", "tiny", "--device", "cpu", "--quiet")
+    assert tuner_json("show", "tiny")["trials"]["failed"] == 1
+    again = "tiny: 1 failed trial to try again; start workers with: tuner worker tiny\n"
+    assert tuner("retry", "tiny").stdout == again
+    tuner("worker", "tiny", "--device", "cpu", "--quiet")
+    assert tuner_json("show", "tiny")["trials"]["complete"] == 3
+    assert tuner("retry", "tiny").stdout == "tiny: no trial has failed\n"
+
+
+def test_workers_are_listed() -> None:
+    tuner("create", write_study())
+    assert tuner("workers", "tiny").stdout == "no workers yet\n"
+    with StudyManager("sqlite:///tuner.db") as manager:
+        manager.ledger("tiny").register("node", 7, "cuda:1", "0.1.0")
+    (row,) = tuner_json("workers", "tiny")
+    assert list(row) == [
+        "id", "worker", "host", "pid", "device", "version", "state", "started_at", "heartbeat_at", "heartbeat_age_s",
+        "ended_at", "lanes", "epochs_per_s",
+    ]  # fmt: skip
+    assert (row["host"], row["pid"], row["device"], row["state"]) == ("node", 7, "cuda:1", "live")
+    assert 0 <= row["heartbeat_age_s"] < 60
+    header, line = tuner("workers", "tiny").stdout.splitlines()
+    assert " ".join(header.split()) == "host pid device version started (UTC) heartbeat lanes epochs/s state"
+    assert line.split()[:4] == ["node", "7", "cuda:1", "0.1.0"]
+    assert line.endswith("live")
+    assert len(tuner("workers", "tiny", "-f", "csv").stdout.splitlines()) == 2
+
+
 def test_nothing_completed() -> None:
     study = write_study(DIVERGING)
     tuner("create", study)

@@ -8,7 +8,7 @@ import click
 
 from tuner import __version__
 from tuner.cli.group import DEBUG, ErrorGroup, set_up_logging
-from tuner.cli.lifecycle import check, create, delete, show, stop, studies
+from tuner.cli.lifecycle import check, create, delete, retry, show, stop, studies, workers
 from tuner.cli.results import best, evaluate, replay, trials
 from tuner.cli.running import run, worker
 
@@ -31,5 +31,20 @@ def main(context: click.Context, /, debug: bool, verbose: int) -> None:
     set_up_logging(context, verbose)
 
 
-for _command in (check, create, run, worker, studies, show, trials, best, evaluate, replay, stop, delete):
+for _command in (
+    check,
+    create,
+    run,
+    worker,
+    studies,
+    show,
+    workers,
+    trials,
+    best,
+    evaluate,
+    replay,
+    stop,
+    retry,
+    delete,
+):
     main.add_command(_command)

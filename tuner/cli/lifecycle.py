@@ -1,4 +1,4 @@
-"""The verbs of a whole study: check, create, studies, show, stop, delete."""
+"""The verbs of a whole study: check, create, studies, show, workers, stop, retry, delete."""
 
 from __future__ import annotations
 
@@ -88,6 +88,22 @@ def show(name: str, storage: str, artifacts: str | None, form: Format) -> None:
 @click.command()
 @name_argument
 @storage_options
+@format_option("table", "json", "csv")
+def workers(name: str, storage: str, artifacts: str | None, form: Format) -> None:
+    """List all workers of a study, those that have gone included.
+
+    A worker is live, has left, or is lost: its heartbeat stopped without a word.
+    """
+    from tuner.report.study import workers_text
+
+    with open_manager(storage, artifacts) as manager:
+        records = [row.as_dict() for row in manager.workers(name)]
+    output.write(records, form, lambda: workers_text(records))
+
+
+@click.command()
+@name_argument
+@storage_options
 def stop(name: str, storage: str, artifacts: str | None) -> None:
     """Let all workers of a study save and leave.
 
@@ -96,6 +112,24 @@ def stop(name: str, storage: str, artifacts: str | None) -> None:
     with open_manager(storage, artifacts) as manager:
         manager.stop(name)
         click.echo(f"{name}: stopping; its workers finish their epoch, save and leave")
+
+
+@click.command()
+@name_argument
+@storage_options
+def retry(name: str, storage: str, artifacts: str | None) -> None:
+    """Let workers try the failed trials of a study again.
+
+    They keep their hyperparameters and get all their attempts anew.
+    """
+    from tuner.report.layout import count
+
+    with open_manager(storage, artifacts) as manager:
+        again = manager.retry(name)
+    if again:
+        click.echo(f"{name}: {count(again, 'failed trial')} to try again; start workers with: tuner worker {name}")
+    else:
+        click.echo(f"{name}: no trial has failed")
 
 
 @click.command()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from tuner.cli.secrets import hide_argument, password_of
+
 if TYPE_CHECKING:
     from tuner.manager import StudyManager
     from tuner.spec import StudySpec
@@ -44,10 +46,20 @@ def storage_options(command: F) -> F:
         show_envvar=True,
         default=DEFAULT_STORAGE,
         show_default=True,
+        callback=_hidden,
         metavar="URL",
         help="The database: sqlite:///FILE, postgresql://… or mysql://….",
     )
     return storage(artifacts(command))
+
+
+def _hidden(_context: click.Context, _option: click.Parameter, url: str) -> str:
+    """The storage as given, with its password out of sight."""
+    if (password := password_of(url)) and not hide_argument(password):
+        click.echo(
+            "warning: the list of processes shows the password in --storage; set TUNER_STORAGE instead", err=True
+        )
+    return url
 
 
 def override_options(command: F) -> F:

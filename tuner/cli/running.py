@@ -100,8 +100,10 @@ def _train(
     storage: str,
     artifacts: str | None,
     view: Progress,
-) -> None:
-    """Train with local workers until the study is over or a signal comes."""
+    *,
+    leashed: bool = False,
+) -> bool:
+    """Train with local workers until the study is over or a signal comes; whether one came."""
     from tuner.launch.local import LocalWorkers, devices_for, follow
     from tuner.search import plan, total_epochs
 
@@ -112,9 +114,12 @@ def _train(
         leave_on_signal(_interrupt) as stop,
         LocalWorkers(name, devices, storage=storage, artifacts=artifacts) as crew,
     ):
+        if leashed:
+            set_at_end_of_input(stop)
         follow(manager, name, crew, stop=stop, show=lambda summary: view.show(summary, epochs))
         if stop.is_set():
             view.say("interrupted: the workers finish their epoch and save; again to leave at once")
+    return stop.is_set()
 
 
 def _interrupt() -> None:
@@ -124,6 +129,13 @@ def _interrupt() -> None:
 @click.command()
 @name_argument
 @device_option
+@click.option("--gpus", type=click.Choice(["all"]), help="One worker process for each CUDA device of this machine.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="So many worker processes, on the devices of --device or --gpus in turn.  [default: this process alone]",
+)
 @click.option("--leashed", is_flag=True, help="Save and leave when standard input ends, too.")
 @storage_options
 @quiet_option
@@ -133,6 +145,8 @@ def worker(
     /,
     name: str,
     device: str,
+    gpus: str | None,
+    workers: int | None,
     leashed: bool,
     storage: str,
     artifacts: str | None,
@@ -144,6 +158,20 @@ def worker(
     epoch, save and leave; a second one leaves at once, which costs the epoch.
     """
 
+    if gpus is not None and device != "auto":
+        raise click.UsageError(f"--gpus and --device {device} say two things; give one of them", context)
+    if gpus is not None or workers is not None:
+        with open_manager(storage, artifacts) as manager, progress(quiet=quiet) as view:
+            manager.admit(name)
+            place = device if gpus is None else "cuda"
+            spec = manager.spec(name)
+            interrupted = _train(manager, spec, place, workers, storage, artifacts, view, leashed=leashed)
+            state = manager.summary(name).state
+            if interrupted and state not in ("finished", "stopped"):
+                context.exit(EXIT_INTERRUPTED)
+            view.say(f"{name}: {state}")
+        return
+
     def say(text: str) -> None:
         if not quiet:
             click.echo(f"{name}: {text}", err=True)
@@ -153,7 +181,7 @@ def worker(
         if leashed:
             set_at_end_of_input(stop)
         with open_manager(storage, artifacts) as manager:
-            manager.summary(name)  # refuses an unknown study before the slow import
+            manager.admit(name)  # refuses before the slow import
             say(f"joining, on {device}")
             from tuner.worker import run_worker
 

@@ -18,6 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Table, and_, delete, func, insert, or_, select, update
 
+from tuner.errors import BadInputError
 from tuner.spec import Direction
 from tuner.storage import bulk
 
@@ -35,6 +36,7 @@ heartbeats: Table = models.TrialHeartbeatModel.__table__
 
 _OF_TRIALS = (heartbeats, intermediate_values, params, values, trial_user_attrs, trial_system_attrs)
 _MANY = 10_000  # ids that one IN (…) may list; some databases take no more than 32,766
+MAX_TEXT = 65_535  # bytes of a TEXT column of MySQL and MariaDB; the others take more
 _METRIC_NAMES = "study:metric_names"  # where Study.set_metric_names puts them
 
 
@@ -64,6 +66,15 @@ class Finish:
     state: TrialState
     value: float | None
     user_attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_lengths(distributions: Mapping[str, BaseDistribution]) -> None:
+    """Raises BadInputError when a distribution does not fit into its column on every database."""
+    for name, distribution in distributions.items():
+        if (size := len(distribution_to_json(distribution).encode())) > MAX_TEXT:
+            raise BadInputError(
+                f"{name}: its choices take {size:,} bytes in the database, where at most {MAX_TEXT:,} fit; list fewer"
+            )
 
 
 def create_study(
