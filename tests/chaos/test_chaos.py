@@ -39,7 +39,7 @@ def test_promises_are_kept_under_faults(kind: str, tmp_path: Path) -> None:
     outcome = chaos(kind, tmp_path, seconds=SECONDS, seed=seed, workers=3)
     print("\n".join(report(kind, seed, outcome)))
     assert sum(outcome.injected.values()) >= SECONDS / 4
-    assert outcome.results > 30  # acknowledged ones of at least one study; a killed worker may not have written all down
+    assert outcome.results > 30  # of one study at least; a killed worker may not have written all down
 
 
 def test_studies_of_a_run_differ() -> None:
