@@ -22,6 +22,7 @@ help: ## list the targets
 
 demo: .venv/.installed ## install, then tune a digit classifier: studies/digits.toml
 	$(BIN)/tuner run studies/digits.toml $(ARGS)
+	@echo "tuner is in $(BIN); to have it on the path:  . $(BIN)/activate"
 
 test: .venv/.installed-test ## install with the test extra, then run the test suite
 	$(BIN)/python -m pytest -n auto $(ARGS)

@@ -16,10 +16,13 @@ for name in ("TUNER_STORAGE", "OPTUNA_STORAGE", "TUNER_ARTIFACTS"):
 
 
 @pytest.fixture(autouse=True)
-def _one_torch_thread() -> None:
-    """Test processes share few cores: one thread each is fastest. A test that never imports torch does not here."""
+def _torch_as_it_starts() -> None:
+    """One thread, since test processes share few cores; and denormal numbers, which a worker in an earlier test may
+    have turned off for the whole process. A test that never imports torch does not here.
+    """
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tuner.learning.trainer import LaneTask, kept_outputs, train_to_end
 from tuner.manager import StudyManager
 from tuner.plan import create_study
 from tuner.spec import StudySpec, parse_spec
+from tuner.storage.ledger import RungResult
 from tuner.worker import run_worker
 
 
@@ -143,6 +144,63 @@ def test_wilsons_interval_covers_where_a_bootstrap_would_not() -> None:
     assert covered > 0.92
     degenerate = np.mean(shares > 0)  # a percentile bootstrap of no mistakes is [0, 0]
     assert degenerate < 0.7
+
+
+def test_the_interval_of_an_error_grows_with_the_spread_of_the_seeds() -> None:
+    """Refits that differ by far more than rows explain: rows alone would claim a tenth of the width."""
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.random(20_000) < share for share in (0.05, 0.08, 0.10, 0.12, 0.15)]).astype(float)
+    low, high = interval(rows, "error", 0.95)
+    assert low < 0.075
+    assert high > 0.125
+    alone = wilson(float(rows.mean()), 20_000, 0.95)
+    assert high - low > 5 * (alone[1] - alone[0])
+
+
+def test_two_evaluations_at_once_count_as_a_peek(manager: StudyManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(manager, study())
+    original = evaluation_module.open_test
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(evaluation_module, "open_test", original)
+        evaluate(manager, "tiny", device="cpu")
+        return original(*arguments)
+
+    monkeypatch.setattr(evaluation_module, "open_test", meanwhile)
+    assert evaluate(manager, "tiny", device="cpu")["peeks"] == 1
+
+
+def test_an_evaluation_that_died_after_opening_counts_as_a_peek(
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(manager, study())
+    original = evaluation_module.open_test
+    monkeypatch.setattr(evaluation_module, "open_test", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(manager, "tiny", device="cpu")
+    assert manager.evaluation("tiny") is None
+    monkeypatch.setattr(evaluation_module, "open_test", original)
+    assert evaluate(manager, "tiny", device="cpu")["peeks"] == 1
+
+
+def test_no_search_goes_on_after_the_test_set_was_opened(manager: StudyManager) -> None:
+    spec = study(search={"trials": 40})
+    create_study(manager, spec, Path())
+    stop = threading.Event()
+    manager.ledger("tiny").register("host", 1, "cpu", "0.1")
+    ledger = manager.ledger("tiny")
+    worker = ledger.register("here", 2, "cpu", "0.1")
+    (claim,) = ledger.claim(worker, limit=1, lease_s=60)
+    ledger.commit(worker, [RungResult(number=0, token=claim.token, epochs=9, value=0.1, seconds=1.0)])
+    ledger.leave(worker)
+    manager.stop("tiny")
+    assert evaluate(manager, "tiny", device="cpu")["trial"] == 0
+    with pytest.raises(BadInputError, match="evaluated before its search was over"):
+        manager.resume("tiny")
+    with pytest.raises(BadInputError, match="evaluated before its search was over"):
+        manager.retry("tiny")
+    run_worker(manager, "tiny", device="cpu", stop=stop)
+    assert manager.summary("tiny").trials["complete"] == 1
 
 
 def test_wilson_against_published_values() -> None:

@@ -103,6 +103,7 @@ def evaluate(manager: StudyManager, name: str, *, device: str = "auto") -> dict[
         spec, root = manager.spec(name), manager.data_root(name)
         data = load_training_data(spec, root)
         check_digests(manager, name, data)
+        manager.begin_evaluation(name)
         manager.store_evaluation(name, refit_and_test(spec, root, data, winner, device=device).as_dict())
     stored = manager.evaluation(name)
     assert stored is not None
@@ -151,16 +152,13 @@ def refit_and_test(
 def interval(rows: npt.NDArray[np.float64], metric: Metric, confidence: float, *, seed: int = 0) -> tuple[float, float]:
     """An interval for the mean over refits of the metric; rows: (seeds, test rows) of the row metric.
 
-    error, accuracy: Wilson's score interval for the mean share over all rows, since a bootstrap of no mistakes would
-    claim [0, 0]. A row's mean over seeds varies less than one coin flip, so it errs on the wide side.
-    Other metrics: percentile bootstrap over test rows and seeds, 4,000 resamples.
+    Percentile bootstrap over test rows and seeds, 4,000 resamples. A bootstrap of no mistakes would claim [0, 0], so
+    for error and accuracy it is widened to Wilson's score interval for the mean share where that reaches further.
 
     >>> low, high = interval(np.zeros((5, 100)), "error", 0.95)
     >>> low, round(high, 3)
     (0.0, 0.037)
     """
-    if metric in ZERO_ONE_METRICS:
-        return wilson(float(rows.mean()), rows.shape[1], confidence)
     rng = np.random.default_rng([seed, 2])
     K, n = rows.shape
     statistics = np.empty(BOOTSTRAP_RESAMPLES)
@@ -168,8 +166,11 @@ def interval(rows: npt.NDArray[np.float64], metric: Metric, confidence: float, *
         picked = rows[rng.integers(0, K, K)][:, rng.integers(0, n, n)]
         statistics[i] = np.mean([finish(metric, float(mean)) for mean in picked.mean(1)])
     tail = (1 - confidence) / 2
-    low, high = np.quantile(statistics, [tail, 1 - tail])
-    return float(low), float(high)
+    low, high = (float(bound) for bound in np.quantile(statistics, [tail, 1 - tail]))
+    if metric in ZERO_ONE_METRICS:
+        least, most = wilson(float(rows.mean()), n, confidence)
+        return min(low, least), max(high, most)
+    return low, high
 
 
 def wilson(share: float, n: int, confidence: float) -> tuple[float, float]:

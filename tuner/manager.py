@@ -36,6 +36,7 @@ WorkerState = Literal["live", "left", "lost"]
 TrialStateName = Literal["complete", "pruned", "failed", "running", "waiting"]
 _FINAL = ("complete", "pruned", "failed")
 _TABLES: tuple[Table, ...] = (slots, rungs, curves, checkpoints, workers, evaluations, studies)
+_OPENED = "null"  # an evaluation that was begun and is not stored yet
 _CHUNK = 50_000  # slots in one insert
 _MISSING = object()  # a key that is not there
 
@@ -194,6 +195,9 @@ class StudyManager:
             row = connection.execute(select(studies).select_from(_ours()).where(studies.c.name == name)).one_or_none()
             if row is not None:
                 _must_match(row, spec, data_digest, split_digest)
+                # The same study from a folder that has moved: from now on its data are found there.
+                mine = studies.c.study_id == row.study_id
+                connection.execute(update(studies).where(mine).values(data_root=str(data_root)))
                 return False
             for other in records.taken(connection, [name]):
                 if other == name:
@@ -278,11 +282,16 @@ class StudyManager:
         self._set_stopped(name, True)
 
     def resume(self, name: str) -> None:
-        """Let workers go on with a stopped study."""
+        """Let workers go on with a stopped study. Raises BadInputError when its test set has been opened."""
+        self._keep_sealed(name)
         self._set_stopped(name, False)
 
     def retry(self, name: str) -> int:
-        """Let workers try the study's failed trials again, with all their attempts; returns how many there are."""
+        """Let workers try the study's failed trials again, with all their attempts; returns how many there are.
+
+        Raises BadInputError when the study's test set has been opened.
+        """
+        self._keep_sealed(name)
         return len(self.ledger(name).retry())
 
     def delete(self, name: str) -> None:
@@ -382,6 +391,24 @@ class StudyManager:
         study_id = self._study(name).study_id
         return self._database.read(lambda connection: _evaluations(connection, [study_id]).get(study_id))
 
+    def begin_evaluation(self, name: str) -> int:
+        """Write down that the test set is about to be opened; returns how often it was opened before, by others or by
+        a process that did not live to store its result. Each of those is a peek.
+        """
+        study_id = self._study(name).study_id
+
+        def work(connection: Connection) -> int:
+            mine = evaluations.c.study_id == study_id
+            if connection.execute(select(evaluations.c.study_id).where(mine)).first() is not None:
+                connection.execute(update(evaluations).where(mine).values(peeks=evaluations.c.peeks + 1))
+            else:
+                created = float(connection.execute(select(now())).scalar_one())
+                row = {"study_id": study_id, "content": _OPENED, "peeks": 0, "created_at": created}
+                bulk.insert(connection, evaluations, [row], conflict="skip")
+            return int(connection.execute(select(evaluations.c.peeks).where(mine)).scalar_one())
+
+        return self._database.write(work)
+
     def store_evaluation(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """Store the evaluation if there is none yet; returns the one that is stored. NaN and infinities become None."""
         study_id = self._study(name).study_id
@@ -391,6 +418,8 @@ class StudyManager:
             created = float(connection.execute(select(now())).scalar_one())
             row = {"study_id": study_id, "content": text, "peeks": 0, "created_at": created}
             bulk.insert(connection, evaluations, [row], conflict="skip")
+            begun = (evaluations.c.study_id == study_id, evaluations.c.content == _OPENED)
+            connection.execute(update(evaluations).where(*begun).values(content=text))
             return _evaluations(connection, [study_id])[study_id]
 
         return self._database.write(work)
@@ -422,6 +451,18 @@ class StudyManager:
         else:
             advice = "it has no studies; make one with: tuner create STUDY.toml"
         raise StudyNotFoundError(f"no study {name!r} in {self.storage}; {advice}")
+
+    def _keep_sealed(self, name: str) -> None:
+        """Refuse to search on after the test set was opened: what is picked then has been seen by whoever looked."""
+        study_id = self._study(name).study_id
+        opened = select(evaluations.c.study_id).where(evaluations.c.study_id == study_id)
+        if self._database.read(lambda connection: connection.execute(opened).first()) is None:
+            return
+        if self.summary(name).state != "finished":
+            raise BadInputError(
+                f"study {name!r} was evaluated before its search was over, so its test set is open and the search has "
+                f"ended; tuner evaluate {name} shows the result; to search on, use another name"
+            )
 
     def _set_stopped(self, name: str, stopped: bool) -> None:
         change = update(studies).where(studies.c.study_id == self._study(name).study_id).values(stopped=stopped)
@@ -581,7 +622,8 @@ def _best(connection: Connection, study_id: int, direction: Direction) -> BestTr
 
 
 def _evaluations(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-    rows = connection.execute(select(evaluations).where(evaluations.c.study_id.in_(ids)))
+    stored = (evaluations.c.study_id.in_(ids), evaluations.c.content != _OPENED)
+    rows = connection.execute(select(evaluations).where(*stored))
     return {row.study_id: {**json.loads(row.content), "peeks": row.peeks} for row in rows}
 
 

@@ -38,8 +38,9 @@ from tuner.spec import StudySpec
 class Objective:
     """``trial -> float``: trains one lane, reports the metric after every epoch, and honours ``should_prune``.
 
-    A trial of number k trains exactly as trial k of the same study does under Tuner's own workers, given the same
-    hyperparameters. A diverged trial is pruned. Thread safety: instances hold no state that a call changes.
+    A trial of number k trains as trial k of the same study does under Tuner's own workers, given the same
+    hyperparameters: from the same weights, in the same order, with the same masks, equal up to float32's rounding. A
+    diverged trial is pruned. Thread safety: instances hold no state that a call changes.
     Raises DataError and DeviceError on construction.
     """
 

@@ -373,6 +373,8 @@ def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
         yield "training.keep: patience keeps the best epoch's weights, not the last; set keep = 'best' or leave it out"
     if spec.final.fit_on == "train+val" and training.patience > 0 and sound("final.fit_on", "training.patience"):
         yield "final.fit_on: train+val leaves no rows to stop early on; drop training.patience"
+    if spec.final.fit_on == "train+val" and training.keep == "best" and sound("final.fit_on", "training.keep"):
+        yield "final.fit_on: train+val leaves no rows to pick the best epoch on; drop training.keep"
 
 
 def _listed(domain: Domain) -> tuple[Value, ...]:

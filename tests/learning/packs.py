@@ -109,8 +109,10 @@ def _fitting(config: TrialConfig, first: dict[str, Any]) -> TrialConfig:
     """Batch normalisation needs equal batches; label smoothing needs cross-entropy."""
     batch = first["batch_size"] if config.norm == "batch" else config.batch_size
     smoothing = config.label_smoothing if config.loss == "auto" else 0.0
+    # Normalising one or two units leaves a constant: gradients of rounding noise, which Adam blows up to whole steps.
+    width = max(config.width, 3) if config.norm == "layer" else config.width
     rate = config.learning_rate * (0.03 if config.optimizer == "rmsprop" else 1)
-    return replace(config, batch_size=batch, label_smoothing=smoothing, learning_rate=rate)
+    return replace(config, batch_size=batch, label_smoothing=smoothing, learning_rate=rate, width=width)
 
 
 def plain_arrays(model: MLP) -> dict[str, np.ndarray]:
