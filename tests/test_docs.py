@@ -4,9 +4,12 @@ import ast
 import doctest
 import importlib
 import itertools
+import platform
 import re
 import shlex
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -46,6 +49,9 @@ def test_undocumented_notices() -> None:
 @pytest.mark.parametrize("name", [name for name in SOURCES if not name.endswith("__main__")])
 @pytest.mark.usefixtures("workdir")
 def test_docstring_examples_run(name: str) -> None:
+    if name == "tuner.learning.kernels.cuda" and find_spec("triton") is None:
+        assert sys.platform != "linux" or platform.machine() != "x86_64", "the test extra brings triton here"
+        pytest.skip("triton is not made for this machine")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.learning.compiled import COMPILED, Compiled
 from tuner.learning.kernels import kernels_for
 from tuner.learning.kernels.cpu import CpuKernels
 from tuner.learning.kernels.interface import Blocks, Kernels, Lanes, Step
@@ -21,21 +22,22 @@ CLOSE = {torch.float32: 3e-6, torch.float64: 1e-14}
 
 
 class Case:
-    """Random buffers and the numbers of three unlike lanes; every call of ``run`` starts from equal copies."""
+    """Random buffers and the numbers of three unlike lanes, on one device."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, device: str = "cpu") -> None:
         self.generator = torch.Generator().manual_seed(11)
-        self.dtype = dtype
-        self.whole = torch.tensor([[0, 6, 12], [6, 4, 0], [1, 0, 1]])
+        self.dtype, self.device = dtype, device
+        self.whole = torch.tensor([[0, 6, 12], [6, 4, 0], [1, 0, 1]], device=device)
         self.real = torch.tensor(
             [[1 / 6, 1 / 9, 1.0], [0.1, 0.2, 0.05], [0.9, 0.5, 1.0], [0.99, 0.9, 1.0], [0.0, 0.3, 1.0]]
-        ).to(dtype)
+        ).to(device, dtype)
         self.lane_whole = torch.tensor(
             [
                 [11, 7, 1],
                 [0, dropout_threshold(0.25), dropout_threshold(0.9)],
                 [0, dropout_threshold(0.5), dropout_threshold(0.1)],
-            ]
+            ],
+            device=device,
         )
         self.lane_real = torch.tensor(
             [
@@ -48,11 +50,14 @@ class Case:
                 [0.999, 0.9, 0.99],  # beta2
                 [0.0, 0.5, 1e3],  # clip
             ]
-        ).to(dtype)
-        self.words = torch.randint(0, 2**32, (2, K), generator=self.generator)
+        ).to(device, dtype)
+        self.words = self.whole_numbers(2**32, 2, K)
 
     def random(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64).to(self.device, self.dtype)
+
+    def whole_numbers(self, below: int, *shape: int) -> Tensor:
+        return torch.randint(0, below, shape, generator=self.generator).to(self.device)
 
     def step(self, kernels: Kernels) -> Step:
         return Step(kernels.handle(self.whole), kernels.handle(self.real))
@@ -79,16 +84,17 @@ def test_dropout_bits_equal_the_specification() -> None:
         assert np.array_equal(found[k].numpy(), expected.astype(np.int64))
 
 
+@COMPILED
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", get_args(Activation))
-def test_hidden_forward(activation: Activation, dtype: torch.dtype) -> None:
-    case = Case(dtype)
+def test_hidden_forward(activation: Activation, dtype: torch.dtype, compiled: Compiled) -> None:
+    case = Case(dtype, compiled.device)
     z, bias = case.random(K, B, H), case.random(K, H)
     for k, width in enumerate(case.lane_whole[0].tolist()):
         z[k, :, width:], bias[k, width:] = 0, 0
     results = []
-    for kernels in (ReferenceKernels(), CpuKernels()):
-        z_, out = z.clone(), torch.zeros(K, B, H, dtype=dtype)
+    for kernels in (ReferenceKernels(), compiled.kernels):
+        z_, out = z.clone(), torch.zeros_like(z)
         handle = kernels.handle
         kernels.hidden_forward(
             activation,
@@ -106,26 +112,28 @@ def test_hidden_forward(activation: Activation, dtype: torch.dtype) -> None:
         assert_close(found, expected)
 
 
+@COMPILED
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", get_args(Activation))
-def test_hidden_infer(activation: Activation, dtype: torch.dtype) -> None:
-    case = Case(dtype)
+def test_hidden_infer(activation: Activation, dtype: torch.dtype, compiled: Compiled) -> None:
+    case = Case(dtype, compiled.device)
     z, bias = case.random(K, B, H), case.random(K, H)
     for k, width in enumerate(case.lane_whole[0].tolist()):
         z[k, :, width:], bias[k, width:] = 0, 0
     expected, found = z.clone(), z.clone()
-    for kernels, buffer in ((ReferenceKernels(), expected), (CpuKernels(), found)):
+    for kernels, buffer in ((ReferenceKernels(), expected), (compiled.kernels, found)):
         kernels.hidden_infer(activation, kernels.handle(buffer), kernels.handle(bias), case.lanes(kernels))
     assert_close(found, expected)
 
 
+@COMPILED
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_hidden_backward(accumulate: bool, dtype: torch.dtype) -> None:
-    case = Case(dtype)
+def test_hidden_backward(accumulate: bool, dtype: torch.dtype, compiled: Compiled) -> None:
+    case = Case(dtype, compiled.device)
     da, derivative, gradient = case.random(K, B, H), case.random(K, B, H), case.random(K, H)
     results = []
-    for kernels in (ReferenceKernels(), CpuKernels()):
+    for kernels in (ReferenceKernels(), compiled.kernels):
         da_, gradient_ = da.clone(), gradient.clone()
         kernels.hidden_backward(kernels.handle(da_), kernels.handle(derivative), kernels.handle(gradient_), accumulate)
         results.append((da_, gradient_))
@@ -134,17 +142,19 @@ def test_hidden_backward(accumulate: bool, dtype: torch.dtype) -> None:
     assert torch.allclose(results[1][1] - da_.sum(1), gradient if accumulate else torch.zeros_like(gradient), atol=1e-4)
 
 
+@COMPILED
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("head", get_args(Head))
-def test_head(head: Head, accumulate: bool, dtype: torch.dtype) -> None:
-    case = Case(dtype)
+def test_head(head: Head, accumulate: bool, dtype: torch.dtype, compiled: Compiled) -> None:
+    case = Case(dtype, compiled.device)
     outputs = 1 if head == "square" else C
     logits, bias, gradient = 3 * case.random(K, B, outputs), case.random(K, outputs), case.random(K, outputs)
-    y = case.random(K, B) if head == "square" else torch.randint(0, C, (K, B), generator=case.generator)
+    y = case.random(K, B) if head == "square" else case.whole_numbers(C, K, B)
     results = []
-    for kernels in (ReferenceKernels(), CpuKernels()):
-        logits_, gradient_, loss = logits.clone(), gradient.clone(), torch.ones(K, dtype=torch.float64)
+    for kernels in (ReferenceKernels(), compiled.kernels):
+        logits_, gradient_ = logits.clone(), gradient.clone()
+        loss = torch.ones(K, dtype=torch.float64, device=case.device)
         handle = kernels.handle
         kernels.head(
             head,
@@ -169,7 +179,7 @@ def test_the_heads_gradient_is_that_of_torchs_loss(head: Head) -> None:
     case = Case(torch.float64)
     outputs = 1 if head == "square" else C
     logits, bias = 3 * case.random(K, B, outputs), case.random(K, outputs)
-    y = case.random(K, B) if head == "square" else torch.randint(0, C, (K, B), generator=case.generator)
+    y = case.random(K, B) if head == "square" else case.whole_numbers(C, K, B)
     kernels = ReferenceKernels()
     full, count = case.step(kernels), 6
     full.whole[1, :], full.real[0, :] = count, 1 / count
@@ -193,16 +203,17 @@ def blocks_for(kernels: Kernels) -> Blocks:
     return Blocks(*(kernels.handle(torch.tensor(column)) for column in columns))
 
 
+@COMPILED
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("clear", [False, True])
 @pytest.mark.parametrize("optimizer", get_args(Optimizer))
-def test_optimize(optimizer: Optimizer, clear: bool, dtype: torch.dtype) -> None:
-    case = Case(dtype)
+def test_optimize(optimizer: Optimizer, clear: bool, dtype: torch.dtype, compiled: Compiled) -> None:
+    case = Case(dtype, compiled.device)
     flats = [case.random(TOTAL) for _ in range(2)] + [case.random(TOTAL).abs() for _ in range(2)]
-    coefficients = torch.tensor([1.0, 0.5, 0.2], dtype=dtype)
+    coefficients = torch.tensor([1.0, 0.5, 0.2], dtype=dtype, device=case.device)
     moments_of = {"sgd": 1, "nesterov": 1}
     results = []
-    for kernels in (ReferenceKernels(), CpuKernels()):
+    for kernels in (ReferenceKernels(), compiled.kernels):
         theta, gradient, *moments = (flat.clone() for flat in flats)
         handle = kernels.handle
         kernels.optimize(
@@ -223,13 +234,14 @@ def test_optimize(optimizer: Optimizer, clear: bool, dtype: torch.dtype) -> None
     assert not torch.equal(results[1][0][:10], flats[0][:10])
 
 
+@COMPILED
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gather(dtype: torch.dtype) -> None:
-    case = Case(dtype)
-    x, y = case.random(N, D), torch.arange(N)
-    order = torch.stack([torch.randperm(N, generator=case.generator) for _ in range(K)])
-    for kernels in (ReferenceKernels(), CpuKernels()):
-        x_out, y_out = torch.zeros(K, B, D, dtype=dtype), torch.zeros(K, B, dtype=torch.int64)
+def test_gather(dtype: torch.dtype, compiled: Compiled) -> None:
+    case = Case(dtype, compiled.device)
+    x, y = case.random(N, D), torch.arange(N, device=case.device)
+    order = torch.stack([torch.randperm(N, generator=case.generator) for _ in range(K)]).to(case.device)
+    for kernels in (ReferenceKernels(), compiled.kernels):
+        x_out, y_out = x.new_zeros(K, B, D), y.new_zeros(K, B)
         handle = kernels.handle
         kernels.gather(handle(x), handle(y), handle(order), case.step(kernels), handle(x_out), handle(y_out))
         for k, (start, count, _) in enumerate(case.whole.T.tolist()):
@@ -238,13 +250,14 @@ def test_gather(dtype: torch.dtype) -> None:
             assert torch.equal(y_out[k, :count], y[rows])
 
 
+@COMPILED
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_clip(dtype: torch.dtype) -> None:
-    case = Case(dtype)
+def test_clip(dtype: torch.dtype, compiled: Compiled) -> None:
+    case = Case(dtype, compiled.device)
     theta, gradient = case.random(TOTAL), case.random(TOTAL)
     results = []
-    for kernels in (ReferenceKernels(), CpuKernels()):
-        coefficients = torch.full((K,), 7.0, dtype=dtype)
+    for kernels in (ReferenceKernels(), compiled.kernels):
+        coefficients = torch.full((K,), 7.0, dtype=dtype, device=case.device)
         handle = kernels.handle
         lanes = case.lanes(kernels)
         kernels.clip(handle(theta), handle(gradient), blocks_for(kernels), lanes, handle(coefficients))
@@ -255,12 +268,13 @@ def test_clip(dtype: torch.dtype) -> None:
     assert results[0][2] == 1, "lane 2 is below its limit"
 
 
+@COMPILED
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_average(dtype: torch.dtype) -> None:
-    case = Case(dtype)
+def test_average(dtype: torch.dtype, compiled: Compiled) -> None:
+    case = Case(dtype, compiled.device)
     theta, mean = case.random(TOTAL), case.random(TOTAL)
     results = []
-    for kernels in (ReferenceKernels(), CpuKernels()):
+    for kernels in (ReferenceKernels(), compiled.kernels):
         found = mean.clone()
         kernels.average(kernels.handle(theta), kernels.handle(found), blocks_for(kernels), case.step(kernels))
         results.append(found)
@@ -269,12 +283,13 @@ def test_average(dtype: torch.dtype) -> None:
     assert torch.equal(results[0][20:30], theta[20:30]), "rate 1 follows"
 
 
+@COMPILED
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_drop_inputs(dtype: torch.dtype) -> None:
-    case = Case(dtype)
+def test_drop_inputs(dtype: torch.dtype, compiled: Compiled) -> None:
+    case = Case(dtype, compiled.device)
     x = case.random(K, B, D)
     results = []
-    for kernels in (ReferenceKernels(), CpuKernels()):
+    for kernels in (ReferenceKernels(), compiled.kernels):
         found = x.clone()
         kernels.drop_inputs(kernels.handle(found), kernels.handle(case.words), case.step(kernels), case.lanes(kernels))
         results.append(found)

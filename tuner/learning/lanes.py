@@ -25,17 +25,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tuner.learning import draws
 from tuner.learning.device import DeviceData
 from tuner.learning.kernels import kernels_for, norms
 from tuner.learning.kernels.interface import Blocks, Kernels, LaneReal, Lanes, LaneWhole, Real, Step, Whole
 from tuner.learning.layout import Layout
 from tuner.learning.memory import EVALUATION_ROWS
 from tuner.learning.metrics import head_of, row_loss, row_metric
-from tuner.learning.mlp import drawn_layer
+from tuner.learning.mlp import drawn_layer, initial_bounds
 from tuner.learning.randomness import Purpose, dropout_threshold, epoch_order, words
 from tuner.learning.schedules import averaging_rate, batches, factor
+from tuner.learning.step_graph import StepGraph
 from tuner.spec import Metric
 from tuner.trial import TrialConfig
+
+EVALUATION_NUMBERS = 2**26  # of a hidden layer at a time on a GPU, where more rows at a time are faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +57,18 @@ Arrays = dict[str, npt.NDArray[Any]]
 class Pack:
     """K lanes of equal signature on one device. Lanes are addressed by their position in ``lanes`` as given.
 
-    Raises ValueError when the lanes' signatures differ.
+    ``graphed``: whether micro-steps run out of fixed buffers, see :class:`tuner.learning.step_graph.StepGraph`; by
+    default where the device is CUDA. Raises ValueError when the lanes' signatures differ.
     """
 
-    def __init__(self, lanes: Sequence[Lane], data: DeviceData, kernels: Kernels | None = None) -> None:
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        data: DeviceData,
+        kernels: Kernels | None = None,
+        *,
+        graphed: bool | None = None,
+    ) -> None:
         signatures = {lane.config.signature for lane in lanes}
         if len(signatures) != 1:
             raise ValueError(f"lanes of one pack need one signature, got {sorted(map(str, signatures))}")
@@ -86,8 +98,11 @@ class Pack:
         self._allocate_parameters()
         self._allocate_activations(n)
         self._describe_lanes()
-        for k, lane in enumerate(self.lanes):
-            self._initialize(k, lane)
+        self._plan_steps(n)
+        self._initialize()
+        self._step_graph: StepGraph | None = None
+        if data.device.type == "cuda" if graphed is None else graphed:
+            self._step_graph = StepGraph(len(self._whole_rows), self.K, self.kernels, data.device, data.dtype)
 
     # ---- buffers ----
 
@@ -170,20 +185,55 @@ class Pack:
         self._inside = inside.to(self.data.dtype)[:, None, :]  # (K, 1, H)
         self._width = width.to(self.data.dtype)[:, None, None]  # (K, 1, 1)
 
-    def _initialize(self, k: int, lane: Lane) -> None:
-        """Fill lane k's parameters exactly as :class:`tuner.learning.mlp.MLP` starts."""
-        config, D, C = lane.config, self.layout.D, self.layout.C
-        shapes = [(config.width, C), (D, config.width), *[(config.width, config.width)] * (config.depth - 1)]
-        for layer, (fan_in, fan_out) in enumerate(shapes):
-            weight, bias = drawn_layer(lane.key, layer, fan_in, fan_out, config.initialization)
+    def _plan_steps(self, n: int) -> None:
+        """What is the same in every epoch: each micro-step's whole numbers (S, 3, K), see :class:`Whole`, and row
+        weights (S, K), see :class:`Real`; after which micro-steps each lane's optimizer steps; its rows in an epoch.
+        """
+        cuts = [batches(n, c) for c in self.configs]
+        plans = [micro_steps(cut, self.B) for cut in cuts]
+        S = max(map(len, plans))
+        self._whole_rows = np.zeros((S, len(Whole), self.K), dtype=np.int64)
+        self._row_weights = np.zeros((S, self.K))
+        for k, plan in enumerate(plans):
+            self._whole_rows[: len(plan), :, k] = plan[:, :3]
+            self._row_weights[: len(plan), k] = 1 / plan[:, 3]
+        self._ends = [np.flatnonzero(plan[:, 2]) for plan in plans]
+        self._ahead: tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None = None
+        self._rows = np.array([sum(size for _, size in cut) for cut in cuts])
+
+    def _initialize(self) -> None:
+        """Fill all parameters exactly as :class:`tuner.learning.mlp.MLP` starts."""
+        if self.data.device.type == "cpu":
+            for k in range(self.K):
+                self._initialize_lane(k)
+        else:
+            self._initialize_together()
+        if self.averages:
+            self.mean.copy_(self.theta)
+
+    def _shapes(self, config: TrialConfig) -> list[tuple[int, int]]:
+        """(inputs, outputs) of each layer of a lane, the head first."""
+        D, C = self.layout.D, self.layout.C
+        return [(config.width, C), (D, config.width), *[(config.width, config.width)] * (config.depth - 1)]
+
+    def _initialize_lane(self, k: int) -> None:
+        config = self.configs[k]
+        for layer, (fan_in, fan_out) in enumerate(self._shapes(config)):
+            weight, bias = drawn_layer(self.lanes[k].key, layer, fan_in, fan_out, config.initialization)
             self.W[layer][k, :fan_in, :fan_out] = torch.from_numpy(weight).to(self.theta)
             if layer in self.b:
                 self.b[layer][k, :fan_out] = torch.from_numpy(bias).to(self.theta)
-            if layer > 0 and self.norm != "none":
+            if layer in self.gain:
                 self.gain[layer][k, :fan_out] = 1
-        if self.averages:
-            for ours, theirs in zip(self.layout.pieces(self.mean, k), self.layout.pieces(self.theta, k), strict=True):
-                ours.copy_(theirs)
+
+    def _initialize_together(self) -> None:
+        for layer, count in enumerate(self.layout.counts):
+            configs = self.configs[:count]
+            fans = [self._shapes(config)[layer] for config in configs]
+            bounds = np.array([initial_bounds(*fan, c.initialization) for fan, c in zip(fans, configs, strict=True)])
+            draws.fill_layer(self.W[layer], self.b.get(layer), self.keys[:count], layer, fans, bounds)
+            if layer in self.gain:
+                self.gain[layer].copy_(self._inside[:count, 0])
 
     # ---- one epoch ----
 
@@ -192,56 +242,56 @@ class Pack:
         inside = np.empty(self.K, dtype=np.int64)
         for given, k in self._place.items():
             inside[k] = epochs[given]
-        whole, real, rows = self._tables(inside)
+        ahead, self._ahead = self._ahead, None
+        real_rows = ahead[1] if ahead is not None and np.array_equal(ahead[0], inside) else self._real_rows(inside)
         self._draw(inside)
         self.loss.zero_()
-        device, handle = self.data.device, self.kernels.handle
-        whole_tensor = torch.from_numpy(whole).to(device)
-        real_tensor = torch.from_numpy(real).to(device, self.data.dtype)
-        whole_rows, real_rows = handle(whole_tensor), handle(real_tensor)
-        for s in range(len(whole)):
-            self._train_step(Step(whole_rows[s], real_rows[s]), whole_tensor[s])
+        whole, real = torch.from_numpy(self._whole_rows), torch.from_numpy(real_rows)
+        if self._step_graph is not None:
+            self._step_graph.run(self._train_step, whole, real)
+            # The device is busy from here on: prepare what the next epoch most likely needs.
+            self._ahead = inside + 1, self._real_rows(inside + 1)
+        else:
+            self._run_steps(whole.to(self.data.device), real.to(self.data.device, self.data.dtype))
         if self.norm == "batch" and self.averages:
             self._refresh_statistics()
-        return self._in_given_order(self.loss.cpu().numpy() / rows)
+        return self._in_given_order(self.loss.cpu().numpy() / self._rows)
+
+    def _run_steps(self, whole: Tensor, real: Tensor) -> None:
+        whole_rows, real_rows = self.kernels.handle(whole), self.kernels.handle(real)
+        for s in range(len(whole)):
+            self._train_step(Step(whole_rows[s], real_rows[s]), whole[s])
 
     def _draw(self, epochs: npt.NDArray[np.int64]) -> None:
         """Each lane's order and dropout words for its epoch."""
         n = len(self.data.x_train)
-        order = np.stack([epoch_order(int(key), int(e), n) for key, e in zip(self.keys, epochs, strict=True)])
-        self.order.copy_(torch.from_numpy(order))
+        if self.data.device.type == "cpu":
+            order = [epoch_order(int(key), int(e), n) for key, e in zip(self.keys, epochs, strict=True)]
+            self.order.copy_(torch.from_numpy(np.stack(order)))
+        else:
+            self.order.copy_(draws.orders(self.keys, epochs, n, self.data.device))
         drawn = np.stack([words(self.keys, Purpose.DROPOUT, epochs, layer) for layer in range(self.L + 1)])
         self.words.copy_(torch.from_numpy(drawn.astype(np.int64)))
 
-    def _tables(
-        self, epochs: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """What each lane does in each micro-step of the epoch: (S, 3, K) whole and (S, 5, K) real numbers, see
-        :class:`Whole` and :class:`Real`; and the rows that each lane trains on, (K,).
-        """
-        n = len(self.data.x_train)
-        cuts = [batches(n, c) for c in self.configs]
-        plans = [micro_steps(cut, self.B) for cut in cuts]
-        S = max(map(len, plans))
-        whole = np.zeros((S, len(Whole), self.K), dtype=np.int64)
-        real = np.zeros((S, len(Real), self.K))
-        real[:, [Real.DENOMINATOR, Real.SHRINK], :] = 1
-        for k, (config, cut, plan) in enumerate(zip(self.configs, cuts, plans, strict=True)):
-            whole[: len(plan), :, k] = plan[:, :3]
-            real[: len(plan), Real.ROW_WEIGHT, k] = 1 / plan[:, 3]
-            steps, ends = len(cut), np.flatnonzero(plan[:, 2])
-            index = (epochs[k] - 1) * steps + np.arange(steps)
+    def _real_rows(self, epochs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Each micro-step's numbers in this epoch: (S, 5, K), see :class:`Real`."""
+        real = np.zeros((self.K, len(Real), len(self._whole_rows)))  # lane by lane while it is filled
+        real[:, Real.ROW_WEIGHT] = self._row_weights.T
+        real[:, [Real.DENOMINATOR, Real.SHRINK]] = 1
+        for lane, config, epoch, ends in zip(real, self.configs, epochs.tolist(), self._ends, strict=True):
+            steps = len(ends)
+            index = (epoch - 1) * steps + np.arange(steps)
             eta = config.peak_learning_rate * factor(config, index, steps)
-            real[ends, Real.AVERAGE, k] = averaging_rate(config, int(epochs[k]), steps)
-            real[ends, Real.STEP_SIZE, k] = eta
+            lane[Real.AVERAGE, ends] = averaging_rate(config, epoch, steps)
+            lane[Real.STEP_SIZE, ends] = eta
             if config.optimizer.startswith("adam"):
-                real[ends, Real.STEP_SIZE, k] /= 1 - config.momentum ** (index + 1)
-                real[ends, Real.DENOMINATOR, k] = np.sqrt(1 - config.beta2 ** (index + 1))
+                lane[Real.STEP_SIZE, ends] /= 1 - config.momentum ** (index + 1)
+                lane[Real.DENOMINATOR, ends] = np.sqrt(1 - config.beta2 ** (index + 1))
             if config.optimizer == "adamw":
-                real[ends, Real.SHRINK, k] = 1 - eta * config.weight_decay
+                lane[Real.SHRINK, ends] = 1 - eta * config.weight_decay
             elif config.optimizer == "adamw_decoupled":
-                real[ends, Real.SHRINK, k] = 1 - config.weight_decay
-        return whole, real, np.array([sum(size for _, size in cut) for cut in cuts])
+                lane[Real.SHRINK, ends] = 1 - config.weight_decay
+        return np.ascontiguousarray(real.transpose(2, 1, 0))
 
     def _train_step(self, step: Step, whole: Tensor) -> None:
         kernels, counts, accumulate = self.kernels, self.layout.counts, self.accumulate
@@ -390,7 +440,10 @@ class Pack:
 
         (n, D) -> (K, n, C), in the order the lanes were given.
         """
-        parts = [self._infer(rows) for rows in torch.split(x, EVALUATION_ROWS)]
+        rows_at_once = EVALUATION_ROWS
+        if x.device.type == "cuda":
+            rows_at_once = max(EVALUATION_ROWS, EVALUATION_NUMBERS // (self.K * self.H))
+        parts = [self._infer(rows) for rows in torch.split(x, rows_at_once)]
         joined = torch.cat(parts, dim=1)
         return joined[[self._place[given] for given in range(self.K)]]
 

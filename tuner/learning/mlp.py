@@ -98,11 +98,19 @@ def initialize(linear: nn.Linear, key: int, layer: int, initialization: Initiali
 def drawn_layer(
     key: int, layer: int, fan_in: int, fan_out: int, initialization: Initialization
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Initial weights (fan_in, fan_out) and biases (fan_out,).
+    """Initial weights (fan_in, fan_out) and biases (fan_out,), uniform within :func:`initial_bounds`.
 
-    ``torch``: both uniform in ±1/√fan_in. ``xavier``: weights in ±√(6/(fan_in + fan_out)); ``he``: in ±√(6/fan_in);
-    both with zero biases. Row i of the draw holds input i's weights, the last row the bias.
+    Row i of the draw holds input i's weights, the last row the bias.
+    """
+    bound, bias_bound = initial_bounds(fan_in, fan_out, initialization)
+    drawn = uniform(key, layer, (fan_in + 1, fan_out), bound)
+    return drawn[:-1], drawn[-1] if bias_bound else np.zeros_like(drawn[-1])
+
+
+def initial_bounds(fan_in: int, fan_out: int, initialization: Initialization) -> tuple[float, float]:
+    """The largest initial weight and the largest initial bias of a layer.
+
+    ``torch``: both 1/√fan_in. ``xavier``: weights √(6/(fan_in + fan_out)); ``he``: √(6/fan_in); both with zero biases.
     """
     bounds = {"torch": fan_in**-0.5, "xavier": math.sqrt(6 / (fan_in + fan_out)), "he": math.sqrt(6 / fan_in)}
-    drawn = uniform(key, layer, (fan_in + 1, fan_out), bounds[initialization])
-    return drawn[:-1], drawn[-1] if initialization == "torch" else np.zeros_like(drawn[-1])
+    return bounds[initialization], bounds[initialization] if initialization == "torch" else 0.0
