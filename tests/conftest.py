@@ -11,7 +11,7 @@ hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-for name in ("TUNER_STORAGE", "OPTUNA_STORAGE", "TUNER_ARTIFACTS"):
+for name in ("TUNER_STORAGE", "OPTUNA_STORAGE", "TUNER_ARTIFACTS", "TUNER_DATA_ROOT"):
     os.environ.pop(name, None)
 
 

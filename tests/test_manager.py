@@ -87,6 +87,13 @@ class TestCreate:
         assert made(manager, make_spec(20)) is False
         assert len(manager.trials("fleet")) == 20
 
+    def test_a_study_folder_may_move(self, manager: StudyManager, monkeypatch: pytest.MonkeyPatch) -> None:
+        made(manager, make_spec(20))
+        manager.create(make_spec(20), data_root=Path("/moved"), data_digest="d", split_digest="s")
+        assert manager.data_root("fleet") == Path("/moved")
+        monkeypatch.setenv("TUNER_DATA_ROOT", "/mnt/data")
+        assert manager.data_root("fleet") == Path("/mnt/data"), "and lie elsewhere on another machine"
+
     def test_another_spec_is_refused_with_its_differences(self, manager: StudyManager) -> None:
         made(manager, make_spec(20))
         with pytest.raises(SpecMismatchError) as caught:

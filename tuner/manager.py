@@ -251,8 +251,11 @@ class StudyManager:
         return _parsed(self._study(name))
 
     def data_root(self, name: str) -> Path:
-        """The folder that a relative data source is relative to, on the machine that created the study."""
-        return Path(self._study(name).data_root)
+        """The folder that a relative data source is relative to: ``TUNER_DATA_ROOT`` where this machine keeps its data
+        elsewhere, else the study file's folder on the machine that created or last ran it.
+        """
+        stored = self._study(name).data_root
+        return Path(os.environ.get("TUNER_DATA_ROOT") or stored)
 
     def digests(self, name: str) -> Digests:
         """The hashes of spec, data and split."""

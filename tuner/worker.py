@@ -27,8 +27,8 @@ from tuner.manager import StudyManager
 from tuner.storage.checkpoints import Checkpoint, CheckpointError
 from tuner.storage.ledger import Claim, CommitOutcome, EpochRow, RungResult
 
-LEASE_S = 60.0  # a worker that is silent for so long loses its slots
-HEARTBEAT_S = 10.0
+LEASE_S = 30.0  # a worker that is silent for so long loses its slots
+HEARTBEAT_S = 5.0
 RECORD_S = 2.0  # between two writes of learning curves
 SAVE_S = 60.0  # between two checkpoints of a pack that trains for long
 POLL_S = 0.25  # between two looks for work when there is none

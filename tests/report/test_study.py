@@ -3,7 +3,7 @@
 from typing import Any
 
 from tuner.report.layout import table
-from tuner.report.study import evaluation_text, studies_text, study_text, trials_text
+from tuner.report.study import evaluation_text, outcome_text, studies_text, study_text, trials_text
 
 STUDY: dict[str, Any] = {
     "name": "s",
@@ -69,3 +69,31 @@ def test_trials_show_what_differs() -> None:
 
 def test_table_without_rows() -> None:
     assert table(["a", "b"], []) == "a  b"
+
+
+def test_what_to_type_next_finds_the_same_database_and_never_shows_a_password() -> None:
+    params = {"learning_rate": 0.1, "batch_size": 8, "width": 4, "depth": 1, "activation": "relu"}
+    evaluation = {
+        "seeds": 2,
+        "test": {"mean": 0.1, "sd": 0.01, "low": 0.05, "high": 0.2, "confidence": 0.95},
+        "gap_test_validation": 0.01,
+        "gap_test_train": 0.1,
+    }
+    study = {
+        "name": "s",
+        "metric": "error",
+        "best": {"number": 3, "value": 0.09, "epochs": 9, "params": params},
+        "evaluation": evaluation,
+        "trials": {"total": 4, "complete": 2, "pruned": 2, "failed": 0},
+        "epochs_trained": 20,
+        "seconds": 3.0,
+    }
+    default = outcome_text(study, "sqlite:///tuner.db")
+    assert "tuner trials s\n" in default
+    assert default.endswith("optuna-dashboard sqlite:///tuner.db")
+    assert "activation" not in default
+    other = outcome_text(study, "sqlite:///x.db", " --storage sqlite:///x.db")
+    assert "tuner trials s --storage sqlite:///x.db\n" in other
+    assert "tuner show s -f json --storage sqlite:///x.db\n" in other
+    secret = outcome_text(study, "postgresql+psycopg://me:***@host/db")
+    assert secret.endswith('optuna-dashboard "$TUNER_STORAGE"')

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from tuner.cli import output
 from tuner.cli.group import EXIT_INTERRUPTED
@@ -89,7 +90,9 @@ def run(
 
     from tuner.report.study import outcome_text
 
-    output.write(record, form, lambda: outcome_text(record, database))
+    given = context.get_parameter_source("storage") is ParameterSource.COMMANDLINE
+    option = f" --storage {database}" if given else ""
+    output.write(record, form, lambda: outcome_text(record, database, option))
 
 
 def _train(

@@ -127,8 +127,11 @@ def evaluation_text(evaluation: Record) -> str:
     return pairs(lines, indent="")
 
 
-def outcome_text(study: Record, database: str) -> str:
-    """What ``tuner run`` ends with: the work, the two scores, the hyperparameters, and what to type next."""
+def outcome_text(study: Record, database: str, option: str = "") -> str:
+    """What ``tuner run`` ends with: the work, the two scores, the hyperparameters, and what to type next.
+
+    option: what the next commands need to find the same database, such as `` --storage URL``.
+    """
     name, metric, best, evaluation = study["name"], study["metric"], study["best"], study["evaluation"]
     scores = {
         f"validation {metric}": f"{number(best['value'])}, {_optimistic(study['trials']['total'])}",
@@ -137,9 +140,9 @@ def outcome_text(study: Record, database: str) -> str:
     }
     what_next = {
         "database": database,
-        "next": f"tuner trials {name}",
-        "": f"tuner show {name} -f json",
-        " ": f"optuna-dashboard {database}",
+        "next": f"tuner trials {name}{option}",
+        "": f"tuner show {name} -f json{option}",
+        " ": f"optuna-dashboard {database}" if "***" not in database else 'optuna-dashboard "$TUNER_STORAGE"',
     }
     return "\n\n".join(
         [
