@@ -90,10 +90,6 @@ class Database:
         """Run ``work`` as one transaction that only reads."""
         return transact(self.engine, work, write=False, patience_s=self.patience_s)
 
-    def patiently(self, call: Callable[[], T]) -> T:
-        """Call something that uses this database by other ways, and again while its trouble may pass."""
-        return patiently(call, self.url, self.patience_s)
-
     def optuna_storage(self, **engine_options: Any) -> optuna.storages.RDBStorage:
         """Optuna's own storage on this database, with connections of its own; the caller disposes its engine."""
         # Optuna calls str.format on the URL: braces must be doubled.
