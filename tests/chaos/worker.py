@@ -28,7 +28,7 @@ from tuner.storage.checkpoints import CheckpointError, CheckpointStore
 from tuner.storage.ledger import Claim, EpochRow, Ledger, RungResult
 from tuner.trial import Value
 
-EPOCH_S = 0.01  # seconds an epoch of a pack seems to take, at most
+EPOCH_S = 0.06  # seconds an epoch of a pack seems to take, at most
 NEVER = 10**6  # attempts: here a slot never fails, so that rungs end as dealt
 
 
