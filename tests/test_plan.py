@@ -1,11 +1,14 @@
 """Plans: the brackets and their cost before anything runs, and the study they become."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from tests.cli.command import TINY
+from tuner.data.shift import compare_inputs
 from tuner.errors import BadInputError, DataError
 from tuner.manager import StudyManager
 from tuner.plan import create_or_resume, create_study, plan_study
@@ -38,7 +41,8 @@ def test_equal_brackets_are_counted(tmp_path: Path) -> None:
 
 def test_plan_as_json(tmp_path: Path) -> None:
     plan = plan_study(spec_of(tmp_path, HYPERBAND, trials=20, max_epochs=9), tmp_path).as_dict()
-    assert json.loads(json.dumps(plan)) == {**plan, "data": json.loads(json.dumps(plan["data"]))}
+    plain = {key: json.loads(json.dumps(plan[key])) for key in ("data", "shift")}
+    assert json.loads(json.dumps(plan)) == {**plan, **plain}
     assert [bracket["first"] for bracket in plan["brackets"]] == [0, 9, 14, 17]
     assert plan["space"]["learning_rate"] == {"low": 1e-3, "high": 1e-1, "log": True}
 
@@ -120,3 +124,17 @@ def test_a_batch_larger_than_the_training_set_is_said_so(tmp_path: Path) -> None
     assert plan.advice == ["space.batch_size: above 90 training rows a batch is the whole training set"]
     assert f"advice: {plan.advice[0]}" in plan_text(plan)
     assert plan_study(spec_of(tmp_path), tmp_path).advice == []
+
+
+def test_a_shift_between_the_parts_is_a_warning(tmp_path: Path) -> None:
+    assert "shift: train, validation and test inputs look alike" in plan_text(plan_study(spec_of(tmp_path), tmp_path))
+    frame = pl.DataFrame({"a": [float(i) for i in range(300)], "b": [float(i % 7) for i in range(300)]})
+    parts = {"train": frame[:180], "validation": frame[180:240], "test": frame[240:]}
+    plan = replace(
+        plan_study(spec_of(tmp_path), tmp_path), shift=compare_inputs(parts, {"a": "numeric", "b": "numeric"})
+    )
+    text = plan_text(plan)
+    assert "warning: train and validation differ in a; train and test differ in a; validation and test" in text
+    (line,) = [line for line in text.splitlines() if line.split()[:4] == ["a", "validation", "-", "test"]]
+    assert line.split()[4:6] == ["distribution", "1"]
+    assert json.loads(json.dumps(plan.as_dict()))["shift"]["shifted"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.data import DataSummary, summarize
+from tuner.data.shift import ShiftReport, check_shift
 from tuner.search import Bracket, plan, slots, total_epochs
 from tuner.space import Choices, Constant, Range
 from tuner.spec import StudySpec
@@ -25,6 +26,7 @@ class StudyPlan:
 
     spec: StudySpec
     data: DataSummary
+    shift: ShiftReport
     brackets: tuple[Bracket, ...]
 
     @property
@@ -83,6 +85,7 @@ class StudyPlan:
             "trials": self.trials,
             "epochs": self.epochs,
             "data": asdict(self.data),
+            "shift": self.shift.as_dict(),
             "space": {name: domain.as_written() for name, domain in space.items()},
             "advice": self.advice,
             "brackets": [
@@ -97,11 +100,12 @@ class StudyPlan:
 
 
 def plan_study(spec: StudySpec, root: Path) -> StudyPlan:
-    """Read, split and summarize a study's data and deal its brackets; a relative data path starts at ``root``.
+    """Read, split, summarize and compare the parts of a study's data, and deal its brackets; a relative data path
+    starts at ``root``.
 
     Raises DataError when the data cannot be used.
     """
-    return StudyPlan(spec=spec, data=summarize(spec, root), brackets=plan(spec))
+    return StudyPlan(spec=spec, data=summarize(spec, root), shift=check_shift(spec, root), brackets=plan(spec))
 
 
 def create_study(manager: StudyManager, spec: StudySpec, root: Path) -> bool:

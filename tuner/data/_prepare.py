@@ -1,6 +1,7 @@
 """The one way from a study to its rows: read, split, fit on train.
 
-What it returns still holds the test rows, so only :mod:`tuner.data.dataset` and :mod:`tuner.data.sealed` import it.
+What it returns still holds the test rows, so only :mod:`tuner.data.dataset`, :mod:`tuner.data.sealed` and
+:mod:`tuner.data.shift`, which looks at inputs alone, import it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tuner.data import DataSummary
+from tuner.data.shift import ShiftReport
 from tuner.plan import StudyPlan
 from tuner.report.layout import count, indented, number, pairs, table
 from tuner.search import Bracket, rounds
@@ -33,6 +34,8 @@ def plan_text(plan: StudyPlan) -> str:
         "",
         "data",
         _data(plan.data),
+        "",
+        *_shift(plan.shift),
         "",
         f"space: {count(len(space.searched), 'hyperparameter')} to search, the others fixed",
         pairs({name: _domain(domain) for name, domain in space.items() if not _is_default(name, domain)}),
@@ -80,6 +83,27 @@ def _data(data: DataSummary) -> str:
             "split": f"{split}, {'stratified' if data.stratified else 'not stratified'}; test stays sealed",
         }
     )
+
+
+def _shift(shift: ShiftReport) -> list[str]:
+    """The verdict, each pair as the classifier sees it, and the columns that differ."""
+    lines = [f"{'warning' if shift.shifted and not shift.by_time else 'shift'}: {shift.sentence}"]
+    pairs = [
+        [" - ".join(found.parts), found.auc, found.rows, found.adjusted, "differs" if found.shifted else "alike"]
+        for found in shift.classifiers
+    ]
+    if pairs:
+        lines.append(indented(table(["a classifier between", "AUC", "rows each", "p (Holm)", ""], pairs)))
+    columns = [
+        [found.column, " - ".join(found.parts), found.test, found.statistic, found.adjusted]
+        for found in sorted(shift.columns, key=lambda found: found.adjusted)
+        if found.shifted
+    ]
+    if columns:
+        more = f"\n… and {len(columns) - 20} more" if len(columns) > 20 else ""
+        header = ["column", "parts", "differs in", "statistic", "p (Holm)"]
+        lines.append(indented(table(header, columns[:20]) + more))
+    return lines
 
 
 def _domain(domain: Domain) -> str:
