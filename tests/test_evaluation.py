@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tuner import evaluation as evaluation_module
 from tuner.data.dataset import load_training_data
@@ -150,7 +151,9 @@ def test_the_interval_of_an_error_grows_with_the_spread_of_the_seeds() -> None:
     """Refits that differ by far more than rows explain: rows alone would claim a tenth of the width."""
     rng = np.random.default_rng(0)
     rows = np.stack([rng.random(20_000) < share for share in (0.05, 0.08, 0.10, 0.12, 0.15)]).astype(float)
-    low, high = interval(rows, "error", 0.95)
+    # Outputs of refits that get these rows wrong.
+    outputs = torch.stack([torch.from_numpy(1 - rows), torch.from_numpy(rows)], -1)
+    low, high = interval(outputs, torch.zeros(20_000, dtype=torch.int64), "error", 0.95)
     assert low < 0.075
     assert high > 0.125
     alone = wilson(float(rows.mean()), 20_000, 0.95)
@@ -214,8 +217,8 @@ def test_the_bootstrap_interval_covers_a_known_mean() -> None:
     rng = np.random.default_rng(1)
     covered = 0
     for seed in range(60):
-        rows = rng.exponential(2.0, size=(1, 150))
-        low, high = interval(rows, "mae", 0.95, seed=seed)
+        misses = torch.from_numpy(rng.exponential(2.0, size=(1, 150, 1)))
+        low, high = interval(misses, torch.zeros(150), "mae", 0.95, seed=seed)
         covered += low <= 2.0 <= high
     assert 50 <= covered <= 60
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.spaces import spaces, study, written
 from tuner.errors import BadInputError, SpecError
 from tuner.space import Constant
-from tuner.spec import SearchSection, StudySpec, load_spec, parse_spec
+from tuner.spec import METRICS, SearchSection, StudySpec, load_spec, parse_spec
 from tuner.trial import HYPERPARAMETERS
 
 SMALLEST = """
@@ -198,7 +198,10 @@ class TestBad:
                 {"data": {"split": {"train": 0.8, "val": 0.2, "test": 0}}},
                 "data.split.test: should be greater than 0, got 0",
             ),
-            ({"study": {"metric": "f1"}}, "study.metric: 'f1' is not one of error, accuracy, log_loss, rmse, mse, mae"),
+            (
+                {"study": {"metric": "auc"}},
+                f"study.metric: 'auc' is not one of {', '.join(METRICS)}",
+            ),
             ({"search": {"sampler": "cmaes"}}, "search.sampler: 'cmaes' is not one of grid, random, tpe, qmc"),
             (
                 {"search": {"pruner": "median"}},

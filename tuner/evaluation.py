@@ -6,14 +6,12 @@ This is the only module that may open the test set (see :mod:`tuner.data.sealed`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,17 +20,17 @@ from tuner.data.sealed import open_test
 from tuner.errors import BadInputError, NothingCompletedError
 from tuner.learning.device import DeviceData, resolve_device, tensors
 from tuner.learning.lanes import Lane
-from tuner.learning.metrics import finish, row_metric
+from tuner.learning.metrics import score
 from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneTask, kept_outputs, single_thread, train_to_end
 from tuner.manager import BestTrial, StudyManager
-from tuner.spec import Metric, StudySpec
+from tuner.spec import METRICS, Metric, StudySpec
 from tuner.trial import TrialConfig, Value
 from tuner.worker import check_digests
 
 REFIT = 1  # the second part of a refit's key path; a trial's key has one part, so no refit repeats a trial's stream
 BOOTSTRAP_RESAMPLES = 4000
-ZERO_ONE_METRICS: tuple[Metric, ...] = ("error", "accuracy")
+_AT_ONCE = 2**22  # numbers of (resample, refit, row) at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class Evaluation:
     """What ``tuner evaluate`` reports. ``validation`` is the winner's own score: optimistic, since it was picked by it.
 
     gap_test_validation, gap_test_train: test mean minus that; positive means worse on test for a minimised metric.
-    selection_bound: see :func:`selection_bound`; None for a metric that is not bounded by [0, 1].
+    selection_bound: see :func:`selection_bound`; None for a metric that is no mean of numbers in [0, 1].
     """
 
     trial: int
@@ -127,10 +125,10 @@ def refit_and_test(
     tasks = [_refit_task(spec, config, target_epochs, seed) for seed in seeds]
     states = train_to_end(tasks, rows, metric)
     x_test, y_test = tensors(open_test(spec, root), place, rows.dtype)
-    test = _row_metrics(tasks, states, rows, x_test, y_test, metric)
-    train = _row_metrics(tasks, states, rows, rows.x_train, rows.y_train, metric)
-    per_seed = [finish(metric, float(mean)) for mean in test.mean(1)]
-    low, high = interval(test, metric, spec.final.confidence, seed=spec.study.seed)
+    test = kept_outputs(tasks, states, rows, x_test)
+    train = score(metric, kept_outputs(tasks, states, rows, rows.x_train), rows.y_train, rows.target_sd)
+    per_seed = score(metric, test, y_test, rows.target_sd).tolist()
+    low, high = interval(test, y_test, metric, spec.final.confidence, target_sd=rows.target_sd, seed=spec.study.seed)
     return Evaluation(
         trial=winner.number,
         params=dict(winner.params),
@@ -144,31 +142,39 @@ def refit_and_test(
             high=high,
             confidence=spec.final.confidence,
         ),
-        train_mean=float(np.mean([finish(metric, float(mean)) for mean in train.mean(1)])),
+        train_mean=train.mean().item(),
         selection_bound=selection_bound(spec, config, validation_rows=len(data.val)),
     )
 
 
-def interval(rows: npt.NDArray[np.float64], metric: Metric, confidence: float, *, seed: int = 0) -> tuple[float, float]:
-    """An interval for the mean over refits of the metric; rows: (seeds, test rows) of the row metric.
+def interval(
+    outputs: Tensor, y: Tensor, metric: Metric, confidence: float, *, target_sd: float = 1.0, seed: int = 0
+) -> tuple[float, float]:
+    """An interval for the mean over refits of the metric: outputs (seeds, test rows, C), y (test rows,).
 
     Percentile bootstrap over test rows and seeds, 4,000 resamples. A bootstrap of no mistakes would claim [0, 0], so
     for error and accuracy it is widened to Wilson's score interval for the mean share where that reaches further.
+    Resamples in which the metric is not defined (an area under the curve of a single class) are left out.
 
-    >>> low, high = interval(np.zeros((5, 100)), "error", 0.95)
+    >>> low, high = interval(torch.eye(2).repeat(5, 50, 1), torch.arange(100) % 2, "error", 0.95)
     >>> low, round(high, 3)
     (0.0, 0.037)
     """
     rng = np.random.default_rng([seed, 2])
-    K, n = rows.shape
-    statistics = np.empty(BOOTSTRAP_RESAMPLES)
-    for i in range(BOOTSTRAP_RESAMPLES):
-        picked = rows[rng.integers(0, K, K)][:, rng.integers(0, n, n)]
-        statistics[i] = np.mean([finish(metric, float(mean)) for mean in picked.mean(1)])
+    K, n = outputs.shape[:2]
+    parts = []
+    for first in range(0, BOOTSTRAP_RESAMPLES, step := max(_AT_ONCE // (K * n), 1)):
+        R = min(step, BOOTSTRAP_RESAMPLES - first)
+        picked = rng.integers(0, n, (R, n)) + n * np.arange(R)[:, None]
+        counts = torch.from_numpy(np.bincount(picked.ravel(), minlength=R * n).reshape(R, 1, n)).to(outputs.device)
+        scores = score(metric, outputs, y, target_sd, counts).cpu().numpy()
+        seeds = rng.integers(0, K, (R, K))
+        parts.append(np.take_along_axis(scores, seeds, axis=1).mean(1))
+    statistics = np.concatenate(parts)
     tail = (1 - confidence) / 2
-    low, high = (float(bound) for bound in np.quantile(statistics, [tail, 1 - tail]))
-    if metric in ZERO_ONE_METRICS:
-        least, most = wilson(float(rows.mean()), n, confidence)
+    low, high = (float(bound) for bound in np.nanquantile(statistics, [tail, 1 - tail]))
+    if METRICS[metric].zero_one:
+        least, most = wilson(float(score(metric, outputs, y).mean()), n, confidence)
         return min(low, least), max(high, most)
     return low, high
 
@@ -185,9 +191,9 @@ def selection_bound(spec: StudySpec, config: TrialConfig, *, validation_rows: in
     """How far the best of N validation scores may lie from the truth: √(ln(2N/δ) / 2m), with probability 1 - δ.
 
     The finite-class bound (Hoeffding and a union over N candidates): N trials, times the epochs to choose from where
-    the best epoch is kept; m validation rows; δ = 1 - confidence. For metrics in [0, 1] row by row only.
+    the best epoch is kept; m validation rows; δ = 1 - confidence. For means of numbers in [0, 1] only.
     """
-    if spec.study.metric not in ZERO_ONE_METRICS:
+    if not METRICS[spec.study.metric].zero_one:
         return None
     candidates = spec.total_trials * (config.max_epochs if config.keep == "best" else 1)
     return math.sqrt(math.log(2 * candidates / (1 - spec.final.confidence)) / (2 * validation_rows))
@@ -209,12 +215,3 @@ def _joined(rows: DeviceData) -> DeviceData:
         n_outputs=rows.n_outputs,
         target_sd=rows.target_sd,
     )
-
-
-def _row_metrics(
-    tasks: Sequence[LaneTask], states: dict[int, Any], rows: DeviceData, x: Tensor, y: Tensor, metric: Metric
-) -> npt.NDArray[np.float64]:
-    """The row metric of every refit on the given rows: (seeds, rows)."""
-    outputs = kept_outputs(tasks, states, rows, x)
-    metrics: npt.NDArray[np.float64] = row_metric(metric, outputs, y, rows.target_sd).double().cpu().numpy()
-    return metrics

@@ -8,6 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -28,7 +29,7 @@ from tuner.errors import BadInputError, SpecError
 from tuner.space import Choices, Constant, Domain, Range, Space, parse_domain
 from tuner.trial import HYPERPARAMETERS, Keep, Task, TrialConfig, Value
 
-Metric = Literal["error", "accuracy", "log_loss", "rmse", "mse", "mae"]
+Metric = Literal["error", "accuracy", "balanced_accuracy", "f1", "roc_auc", "log_loss", "rmse", "mse", "mae", "r2"]
 Sampler = Literal["grid", "random", "tpe", "qmc"]
 Pruner = Literal["none", "successive_halving", "asha", "hyperband"]
 Direction = Literal["minimize", "maximize"]
@@ -37,14 +38,38 @@ Location = tuple[str, ...]  # the keys that lead to a place in the file: ("data"
 
 MAX_TRIALS = 10_000_000
 
-_TASK: Mapping[str, Task] = {
-    "error": "classification",
-    "accuracy": "classification",
-    "log_loss": "classification",
-    "rmse": "regression",
-    "mse": "regression",
-    "mae": "regression",
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRule:
+    """What a metric is for and which way is up; how it is computed: :func:`tuner.learning.metrics.score`.
+
+    zero_one: the mean over rows of a number that is 0 or 1, which is what Wilson's interval and Hoeffding's bound need.
+    probabilities: it reads outputs as probabilities, so the loss has to train some.
+    """
+
+    task: Task
+    direction: Direction
+    zero_one: bool = False
+    probabilities: bool = False
+
+
+METRICS: Mapping[Metric, MetricRule] = {
+    "error": MetricRule(task="classification", direction="minimize", zero_one=True),
+    "accuracy": MetricRule(task="classification", direction="maximize", zero_one=True),
+    "balanced_accuracy": MetricRule(task="classification", direction="maximize"),
+    "f1": MetricRule(task="classification", direction="maximize"),
+    "roc_auc": MetricRule(task="classification", direction="maximize"),
+    "log_loss": MetricRule(task="classification", direction="minimize", probabilities=True),
+    "rmse": MetricRule(task="regression", direction="minimize"),
+    "mse": MetricRule(task="regression", direction="minimize"),
+    "mae": MetricRule(task="regression", direction="minimize"),
+    "r2": MetricRule(task="regression", direction="maximize"),
 }
+
+
+def metrics_for(task: Task) -> str:
+    """The names of a task's metrics, for a message."""
+    return ", ".join(name for name, rule in METRICS.items() if rule.task == task)
 
 
 # Values for the required keys, so that the rest of a file can be checked while one of them is broken.
@@ -206,11 +231,11 @@ class StudySpec(_Section):
 
     @property
     def task(self) -> Task:
-        return _TASK[self.study.metric]
+        return METRICS[self.study.metric].task
 
     @property
     def direction(self) -> Direction:
-        return "maximize" if self.study.metric == "accuracy" else "minimize"
+        return METRICS[self.study.metric].direction
 
     @property
     def search_space(self) -> Space:
@@ -394,8 +419,8 @@ def _loss_problems(spec: StudySpec) -> Iterator[str]:
             yield f"training.label_smoothing: is for classification; metric {metric} is regression; drop it"
         return
     for loss in sorted({"square", "hinge"} & set(losses)):
-        if metric == "log_loss":
-            yield f"model.loss: {loss} trains no probabilities, which metric log_loss needs; use cross_entropy or auto"
+        if METRICS[metric].probabilities:
+            yield f"model.loss: {loss} trains no probabilities, which metric {metric} needs; use cross_entropy or auto"
         if smoothed:
             yield f"training.label_smoothing: is for cross_entropy; model.loss may be {loss}; drop one of them"
 

@@ -12,7 +12,6 @@ from torch import nn
 from tuner.learning.device import DeviceData
 from tuner.learning.lanes import Lane, Pack
 from tuner.learning.layout import named_arrays
-from tuner.learning.metrics import finish
 from tuner.learning.mlp import MLP
 from tuner.learning.plain import train_alone
 from tuner.learning.randomness import lane_key
@@ -145,7 +144,7 @@ def distance_from_plain(pack: Pack, lanes: list[Lane], data: DeviceData, epochs:
                 worst,
                 abs(result.train_loss - train_loss[i]),
                 abs(result.val_loss - val_loss[i]),
-                abs(result.value - finish(metric, value[i])),
+                abs(result.value - value[i]),
             )
         exported = pack.export(i)
         pairs = [(exported["theta"], model)] + ([(exported["mean"], kept)] if "mean" in exported else [])

@@ -22,13 +22,13 @@ from sklearn import datasets
 
 from tuner.data._digest import sha256_of
 from tuner.errors import DataError
-from tuner.spec import DataSection
+from tuner.spec import DataSection, metrics_for
 from tuner.trial import Task
 
 MIN_ROWS = 3  # one each to train, to validate and to test on
 
-_REGRESSION_METRICS = "rmse, mse, mae"
-_CLASSIFICATION_METRICS = "error, accuracy, log_loss"
+_REGRESSION_METRICS = metrics_for("regression")
+_CLASSIFICATION_METRICS = metrics_for("classification")
 _SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
 _KNOWN = f"a source is sklearn:NAME or a file ending in {', '.join(_SUFFIXES)}"
 _LARGEST_EXACT = 2.0**53  # above it a float cannot tell neighbouring whole numbers apart

@@ -31,7 +31,7 @@ from tuner.learning.kernels import kernels_for, norms
 from tuner.learning.kernels.interface import Blocks, Kernels, LaneReal, Lanes, LaneWhole, Real, Step, Whole
 from tuner.learning.layout import Layout
 from tuner.learning.memory import EVALUATION_ROWS
-from tuner.learning.metrics import head_of, row_loss, row_metric
+from tuner.learning.metrics import head_of, row_loss, score
 from tuner.learning.mlp import drawn_layer, initial_bounds
 from tuner.learning.randomness import Purpose, dropout_threshold, epoch_order, words
 from tuner.learning.schedules import averaging_rate, batches, factor
@@ -476,11 +476,11 @@ class Pack:
 
     @torch.no_grad()
     def validate(self, metric: Metric) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Each lane's mean loss on the validation rows, and the mean of its row metric (see metrics.finish): (K,)."""
+        """Each lane's mean loss and metric on the validation rows: (K,), in the order the lanes were given."""
         data = self.data
         outputs = self.outputs(data.x_val)
         loss = row_loss(self.head, outputs, data.y_val).mean(1, dtype=torch.float64)
-        value = row_metric(metric, outputs, data.y_val, data.target_sd).mean(1, dtype=torch.float64)
+        value = score(metric, outputs, data.y_val, data.target_sd)
         return loss.cpu().numpy(), value.cpu().numpy()
 
     # ---- a lane's own state ----

@@ -1,8 +1,10 @@
-"""Losses and metrics, row by row, so that means, intervals and paired comparisons all start from the same numbers."""
+"""Losses, row by row, and metrics of whole sets of rows, for many lanes and many resamples at once.
+
+Shapes: ``n`` rows, ``C`` outputs; … stands for any leading dimensions, such as lanes, or resamples and lanes.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -44,22 +46,112 @@ def row_loss(head: Head, outputs: Tensor, y: Tensor) -> Tensor:
     return (margins.sum(-1) - 1) / C  # the label's own term is always 1
 
 
-def row_metric(metric: Metric, outputs: Tensor, y: Tensor, target_sd: float) -> Tensor:
-    """Each row's part of the metric, shape (…, B), in the target's own unit; ``finish`` of its mean is the metric."""
+def score(metric: Metric, outputs: Tensor, y: Tensor, target_sd: float = 1.0, weights: Tensor | None = None) -> Tensor:
+    """The metric over the rows: outputs (…, n, C), y (n,) or (…, n), weights (…, n) -> (…) float64.
+
+    weights: how much each row counts, at least 0, all alike by default; a whole number counts as so many copies of the
+    row, so a bootstrap resample is a vector of counts. Their leading dimensions broadcast against those of ``outputs``:
+    (R, 1, n) against (K, n, C) gives (R, K).
+    target_sd: regression outputs and targets are in units of it; the metric is in the target's own unit.
+
+    Outputs that are not all finite score NaN: the argmax of NaN is arbitrary, and must be no lucky hit.
+
+    - ``error``, ``accuracy``: share of wrong, of right classes.
+    - ``balanced_accuracy``: mean recall of the classes that the rows have.
+    - ``f1``: mean over the classes that are in the rows or predicted of 2·TP / (2·TP + FP + FN) (macro F1).
+    - ``roc_auc``: the chance that a row of the class ranks above one of another, ties counting half; of two classes the
+      second's, of more the mean of each against the rest that the rows have (macro, one versus rest). Rows are ranked
+      by softmax probability; NaN where all rows are of one class.
+    - ``log_loss``: mean of -log(probability of the row's class).
+    - ``rmse``, ``mse``, ``mae``; ``r2`` = 1 - mse / variance of the target (where that is 0: 1 for perfect outputs,
+      else 0).
+
+    >>> outputs, y = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0]]), torch.tensor([0, 1, 1])
+    >>> round(score("error", outputs, y).item(), 3), score("balanced_accuracy", outputs, y).item()
+    (0.333, 0.75)
+    """
     if metric in ("error", "accuracy"):
         right = (outputs.argmax(-1) == y).to(outputs.dtype)
-        # A diverged network's argmax of NaN is arbitrary: let it be NaN, never a lucky hit.
-        right = torch.where(torch.isfinite(outputs).all(-1), right, torch.nan)
-        return right if metric == "accuracy" else 1 - right
-    if metric == "log_loss":
-        return row_loss("cross_entropy", outputs, y)
-    difference = (outputs.squeeze(-1) - y) * target_sd
-    return difference.abs() if metric == "mae" else difference**2
+        value = _mean(right if metric == "accuracy" else 1 - right, weights)
+    elif metric == "log_loss":
+        value = _mean(row_loss("cross_entropy", outputs, y), weights)
+    elif metric == "balanced_accuracy":
+        value = _balanced_accuracy(outputs, y, weights)
+    elif metric == "f1":
+        value = _f1(outputs, y, weights)
+    elif metric == "roc_auc":
+        value = _roc_auc(outputs, y, weights)
+    elif metric == "mae":
+        value = _mean((outputs.squeeze(-1) - y).abs(), weights) * target_sd
+    else:
+        mse = _mean((outputs.squeeze(-1) - y) ** 2, weights)
+        if metric == "r2":
+            value = _r2(mse, y, weights)
+        else:
+            value = mse.sqrt() * target_sd if metric == "rmse" else mse * target_sd**2
+    return torch.where(torch.isfinite(outputs).all(-1).all(-1), value, torch.nan)
 
 
-def finish(metric: Metric, mean: float) -> float:
-    """From the mean of ``row_metric`` to the metric itself."""
-    return math.sqrt(mean) if metric == "rmse" else mean
+def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
+    """(…, n) -> (…) float64."""
+    if weights is None:
+        return rows.mean(-1, dtype=torch.float64)
+    heavy = weights.double()
+    return torch.einsum("...n,...n->...", heavy, rows.double()) / heavy.sum(-1)
+
+
+def _balanced_accuracy(outputs: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+    right = outputs.argmax(-1) == y
+    recalls = []
+    for c in range(outputs.shape[-1]):
+        of_class = y == c
+        hit = _mean((right & of_class).to(outputs.dtype), weights)
+        recalls.append(hit / _mean(of_class.to(outputs.dtype), weights))
+    return torch.stack(recalls).nanmean(0)
+
+
+def _f1(outputs: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+    predicted = outputs.argmax(-1)
+    scores = []
+    for c in range(outputs.shape[-1]):
+        said, of_class = predicted == c, y == c
+        hit = _mean((said & of_class).to(outputs.dtype), weights)
+        both = _mean(said.to(outputs.dtype), weights) + _mean(of_class.to(outputs.dtype), weights)
+        scores.append(2 * hit / both)
+    return torch.stack(scores).nanmean(0)
+
+
+def _roc_auc(outputs: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+    """Ranks in float64: in float32 confident probabilities would tie at 1."""
+    C = outputs.shape[-1]
+    log_p = torch.log_softmax(outputs.double(), -1)
+    areas = [_area(log_p[..., c], y == c, weights) for c in (range(C) if C > 2 else (1,))]
+    return torch.stack(areas).nanmean(0)
+
+
+def _area(ranking: Tensor, positive: Tensor, weights: Tensor | None) -> Tensor:
+    """Area under the ROC curve: ranking (…, n), positive (n,) or (…, n) -> (…); NaN without rows of either kind."""
+    ranked, order = ranking.sort(-1)
+    first = torch.searchsorted(ranked, ranked)  # of the rows that tie with this one
+    end = torch.searchsorted(ranked, ranked, right=True)
+    of_class = positive.expand(ranking.shape).gather(-1, order).double()
+    if weights is None:
+        above, below = of_class, 1 - of_class
+    else:
+        shape = torch.broadcast_tensors(weights, ranking)[0].shape
+        order, first, end = order.expand(shape), first.expand(shape), end.expand(shape)
+        heavy = weights.double().expand(shape).gather(-1, order)
+        above, below = heavy * of_class, heavy * (1 - of_class)
+    beaten = functional.pad(below.cumsum(-1), (1, 0))
+    credit = (beaten.gather(-1, first) + beaten.gather(-1, end)) / 2
+    return (above * credit).sum(-1) / (above.sum(-1) * below.sum(-1))
+
+
+def _r2(mse: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+    centred = y - y.mean(-1, keepdim=True)
+    variance = _mean(centred**2, weights) - _mean(centred, weights) ** 2
+    constant = (mse == 0).double()
+    return torch.where(variance > 0, 1 - mse / variance, constant)
 
 
 def batch_loss(head: Head, outputs: Tensor, y: Tensor, label_smoothing: float) -> Tensor:

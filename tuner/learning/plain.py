@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner.learning.device import DeviceData
-from tuner.learning.metrics import batch_loss, finish, head_of, row_loss, row_metric
+from tuner.learning.metrics import batch_loss, head_of, row_loss, score
 from tuner.learning.mlp import MLP
 from tuner.learning.optimizers import make_optimizer, split_parameters
 from tuner.learning.progress import EpochResult
@@ -98,4 +98,4 @@ def evaluate_alone(model: MLP, config: TrialConfig, data: DeviceData, metric: Me
     model.eval()
     outputs: Tensor = model(data.x_val)
     loss = row_loss(head_of(config.loss, data.task), outputs, data.y_val).mean().item()
-    return loss, finish(metric, row_metric(metric, outputs, data.y_val, data.target_sd).mean().item())
+    return loss, score(metric, outputs, data.y_val, data.target_sd).item()

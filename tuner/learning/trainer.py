@@ -11,9 +11,8 @@ from torch import Tensor
 
 from tuner.learning.device import DeviceData
 from tuner.learning.lanes import Arrays, Lane, Pack
-from tuner.learning.metrics import finish
 from tuner.learning.progress import EpochResult, Progress
-from tuner.spec import Metric
+from tuner.spec import METRICS, Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +87,10 @@ class PackTrainer:
         """One more epoch of every running lane, validated."""
         results: dict[int, EpochResult] = {}
         improved = []
+        maximize = METRICS[self.metric].direction == "maximize"
         epochs = [self.progress[n].epoch + 1 if n in self._running else 1 for n in self._loaded]
         train_loss = self._pack.train_epoch(epochs)
-        val_loss, row_metric = self._pack.validate(self.metric)
+        val_loss, value = self._pack.validate(self.metric)
         for i, number in enumerate(self._loaded):
             if number not in self._running:
                 continue
@@ -98,10 +98,10 @@ class PackTrainer:
                 epoch=epochs[i],
                 train_loss=float(train_loss[i]),
                 val_loss=float(val_loss[i]),
-                value=finish(self.metric, float(row_metric[i])),
+                value=float(value[i]),
             )
             results[number] = result
-            self.progress[number] = self.progress[number].advance(result, maximize=self.metric == "accuracy")
+            self.progress[number] = self.progress[number].advance(result, maximize=maximize)
             if self.progress[number].best_epoch == result.epoch:
                 improved.append(i)
         self._pack.mark_best(improved)
