@@ -336,7 +336,7 @@ class TestBad:
     def test_all_at_once(self) -> None:
         """Broken keys, a missing one, unknown ones, and the conflicts of the keys that are sound."""
         content = smallest(
-            study={"metric": "f1"},
+            study={"metric": "auc"},
             data={"split": {"train": 0.9, "val": 0.2, "test": 0.1, "shuffle": True}},
             training={"optimizer": "adagrad", "patience": 3, "keep": "last"},
             search={"min_epochs": 100},

@@ -138,7 +138,7 @@ def _area(ranking: Tensor, positive: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         above, below = of_class, 1 - of_class
     else:
-        shape = torch.broadcast_tensors(weights, ranking)[0].shape
+        shape = (weights[..., :1] + ranking[..., :1]).shape[:-1] + ranking.shape[-1:]
         order, first, end = order.expand(shape), first.expand(shape), end.expand(shape)
         heavy = weights.double().expand(shape).gather(-1, order)
         above, below = heavy * of_class, heavy * (1 - of_class)
