@@ -9,6 +9,7 @@ from tuner.trial import (
     HYPERPARAMETERS,
     Activation,
     Averaging,
+    ClassWeight,
     Initialization,
     Loss,
     Norm,
@@ -40,6 +41,7 @@ def test_choices_agree() -> None:
         "optimizer": Optimizer,
         "schedule": Schedule,
         "averaging": Averaging,
+        "class_weight": ClassWeight,
     }
     assert {name: rule.choices for name, rule in HYPERPARAMETERS.items() if rule.kind == "categorical"} == {
         name: get_args(literal) for name, literal in names.items()

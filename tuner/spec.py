@@ -167,6 +167,7 @@ class TrainingSection(_Section):
     decay_epochs: _setting("decay_epochs") = _default("decay_epochs")  # type: ignore[valid-type]
     reference_batch_size: _setting("reference_batch_size") = _default("reference_batch_size")  # type: ignore[valid-type]
     label_smoothing: _setting("label_smoothing") = _default("label_smoothing")  # type: ignore[valid-type]
+    class_weight: _setting("class_weight") = _default("class_weight")  # type: ignore[valid-type]
     averaging: _setting("averaging") = _default("averaging")  # type: ignore[valid-type]
     averaging_start: _setting("averaging_start") = _default("averaging_start")  # type: ignore[valid-type]
     ema_decay: _setting("ema_decay") = _default("ema_decay")  # type: ignore[valid-type]
@@ -388,7 +389,7 @@ def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
             f"search.min_epochs: {search.min_epochs} is above training.max_epochs {training.max_epochs}; "
             "lower it, or train longer"
         )
-    if sound("study.metric", "model.loss", "training.label_smoothing"):
+    if sound("study.metric", "model.loss", "training.label_smoothing", "training.class_weight"):
         yield from _loss_problems(spec)
     momentum = training.momentum
     lowest = momentum.low if isinstance(momentum, Range) else min(_listed(momentum))
@@ -417,6 +418,8 @@ def _loss_problems(spec: StudySpec) -> Iterator[str]:
             yield f"model.loss: {loss} is for classification; metric {metric} is regression; use square or auto"
         if smoothed:
             yield f"training.label_smoothing: is for classification; metric {metric} is regression; drop it"
+        if "balanced" in _listed(spec.training.class_weight):
+            yield f"training.class_weight: is for classification; metric {metric} is regression; drop it"
         return
     for loss in sorted({"square", "hinge"} & set(losses)):
         if METRICS[metric].probabilities:

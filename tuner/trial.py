@@ -13,6 +13,7 @@ Norm = Literal["none", "layer", "batch"]
 Optimizer = Literal["sgd", "nesterov", "rmsprop", "adam", "adamw", "adamw_decoupled"]
 Schedule = Literal["constant", "cosine", "inverse", "inverse_sqrt", "exponential", "step"]
 Averaging = Literal["none", "swa", "ema"]
+ClassWeight = Literal["none", "balanced"]
 Keep = Literal["last", "best"]
 Task = Literal["classification", "regression"]
 Value = float | int | str
@@ -71,6 +72,7 @@ HYPERPARAMETERS: Mapping[str, Hyperparameter] = {
     "decay_epochs": Hyperparameter(section="training", kind="int", low=1, high=10**6, default=10),
     "reference_batch_size": Hyperparameter(section="training", kind="int", low=0, high=2**20, default=0),
     "label_smoothing": _share("training", 0.0),
+    "class_weight": _name_of("training", ClassWeight, "none"),
     "averaging": _name_of("training", Averaging, "none"),
     "averaging_start": _share("training", 0.5),
     "ema_decay": _share("training", 0.99),
@@ -102,6 +104,8 @@ class TrialConfig:
         linearly before the schedule starts. decay, decay_epochs: of the exponential and the step schedule.
     reference_batch_size: the linear scaling rule η′ = η·b/reference_batch_size; 0 leaves η alone.
     label_smoothing: share of the target's mass spread evenly over all classes (cross-entropy only).
+    class_weight: ``balanced`` multiplies the training loss of each row by n/(C·n_c), see
+        :func:`tuner.learning.metrics.balanced_weights`.
     averaging: the weights that a trial is judged by are the mean over epochs (``swa``) or an exponential moving average
         over steps (``ema``, of decay ``ema_decay``), both after the share ``averaging_start`` of ``max_epochs``.
     max_epochs: the horizon of the schedule; a trial stopped at a rung has only walked part of it.
@@ -133,6 +137,7 @@ class TrialConfig:
     decay_epochs: int = 10
     reference_batch_size: int = 0
     label_smoothing: float = 0.0
+    class_weight: ClassWeight = "none"
     averaging: Averaging = "none"
     averaging_start: float = 0.5
     ema_decay: float = 0.99

@@ -85,6 +85,7 @@ def mixed_configs(task: Task) -> st.SearchStrategy[list[TrialConfig]]:
             "decay_epochs": st.integers(1, 2),
             "reference_batch_size": st.sampled_from([0, 16]),
             "label_smoothing": st.sampled_from([0.0, 0.1] if task == "classification" else [0.0]),
+            "class_weight": st.sampled_from(["none", "balanced"] if task == "classification" else ["none"]),
             "averaging": st.sampled_from(get_args(Averaging)),
             "averaging_start": st.sampled_from([0.0, 0.5]),
             "max_epochs": st.integers(3, 6),

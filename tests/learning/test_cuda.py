@@ -18,7 +18,7 @@ from tuner.trial import Optimizer, Task
 
 # Between them: every head, kinds of optimizer, each way to fill a gradient, and all that some lanes only do.
 INTERPRETED: list[dict[str, object]] = [
-    {"activation": "gelu", "averaging": "ema", "averaging_start": 0.0},
+    {"activation": "gelu", "averaging": "ema", "averaging_start": 0.0, "class_weight": "balanced"},
     {"optimizer": "nesterov", "loss": "hinge", "clip_norm": 0.1, "l2": 0.3, "input_dropout": 0.3},
     {"optimizer": "rmsprop", "loss": "square", "norm": "layer", "residual": True},
 ]

@@ -52,6 +52,7 @@ class Case:
             ]
         ).to(device, dtype)
         self.words = self.whole_numbers(2**32, 2, K)
+        self.class_weights = torch.linspace(0.0, 3.0, K * C, device=device).view(K, C).to(dtype)
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64).to(self.device, self.dtype)
@@ -63,7 +64,7 @@ class Case:
         return Step(kernels.handle(self.whole), kernels.handle(self.real))
 
     def lanes(self, kernels: Kernels) -> Lanes:
-        return Lanes(kernels.handle(self.lane_whole), kernels.handle(self.lane_real))
+        return Lanes(*map(kernels.handle, (self.lane_whole, self.lane_real, self.class_weights)))
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:
@@ -187,7 +188,8 @@ def test_the_heads_gradient_is_that_of_torchs_loss(head: Head) -> None:
     kernels.head(head, found, bias, y, full, case.lanes(kernels), torch.zeros_like(bias), total, False)
     for k in range(K):
         leaf = (logits[k] + bias[k]).requires_grad_()
-        loss = batch_loss(head, leaf, y[k], float(case.lane_real[2, k]))
+        weights = None if head == "square" else case.class_weights[k]
+        loss = batch_loss(head, leaf, y[k], float(case.lane_real[2, k]), weights)
         loss.backward()  # type: ignore[no-untyped-call]
         assert leaf.grad is not None
         assert torch.allclose(found[k], leaf.grad, rtol=0, atol=1e-14)

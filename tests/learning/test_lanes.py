@@ -41,6 +41,8 @@ NUMBERS: list[dict[str, object]] = [
     *({"averaging": name, "averaging_start": 0.0, "norm": "batch", "batch_size": 16} for name in ("swa", "ema")),
     *({"initialization": name} for name in ("xavier", "he")),
     {"input_dropout": 0.3},
+    {"class_weight": "balanced", "label_smoothing": 0.1},
+    *({"class_weight": "balanced", "loss": loss} for loss in ("square", "hinge")),
     {"l2": 0.3, "clip_norm": 0.1},
     {"l2": 0.3, "clip_norm": 0.1, "optimizer": "sgd", "weight_decay": 0.2},
     {"reference_batch_size": 32, "beta2": 0.9},
@@ -94,6 +96,7 @@ def test_random_mixed_packs_equal_plain(draw: st.DataObject, task: Task, kernels
         {"width": 9},
         {"depth": 3},
         {"batch_size": 17},
+        {"class_weight": "balanced"},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
-from tuner.learning.metrics import Head, batch_loss, head_of, row_loss, score
+from tuner.learning.metrics import Head, balanced_weights, batch_loss, head_of, row_loss, score
 from tuner.spec import METRICS, Metric
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0], [1.0, 1.5, 0.0], [0.0, 0.0, 0.1]], dtype=torch.float64)
@@ -153,6 +154,23 @@ def test_losses_equal_torchs(head: Head) -> None:
     else:
         outputs, y = LOGITS, LABELS
     assert row_loss(head, outputs, y).mean().item() == pytest.approx(batch_loss(head, outputs, y, 0.0).item())
+
+
+def test_balanced_weights_are_scikit_learns() -> None:
+    y = torch.tensor([0] * 7 + [2] * 2 + [3])
+    expected = compute_class_weight("balanced", classes=np.array([0, 2, 3]), y=y.numpy())
+    weights = balanced_weights(y, 5)
+    assert weights.tolist() == pytest.approx([expected[0], 0, expected[1], expected[2], 0])
+    assert weights[y].mean().item() == pytest.approx(1)
+
+
+def test_a_weighted_loss_is_that_of_repeated_rows() -> None:
+    weights = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)
+    repeated = torch.tensor([0, 0, 1, 2])  # rows of class 0 twice, of class 2 never
+    for head in ("cross_entropy", "hinge", "square_of_classes"):
+        found = batch_loss(head, LOGITS, LABELS, 0.1, weights)  # type: ignore[arg-type]
+        expected = batch_loss(head, LOGITS[repeated], LABELS[repeated], 0.1)  # type: ignore[arg-type]
+        assert found.item() == pytest.approx(expected.item())
 
 
 def test_a_loss_belongs_to_a_task() -> None:

@@ -31,7 +31,7 @@ from tuner.learning.kernels import kernels_for, norms
 from tuner.learning.kernels.interface import Blocks, Kernels, LaneReal, Lanes, LaneWhole, Real, Step, Whole
 from tuner.learning.layout import Layout
 from tuner.learning.memory import EVALUATION_ROWS
-from tuner.learning.metrics import head_of, row_loss, score
+from tuner.learning.metrics import balanced_weights, head_of, row_loss, score
 from tuner.learning.mlp import drawn_layer, initial_bounds
 from tuner.learning.randomness import Purpose, dropout_threshold, epoch_order, words
 from tuner.learning.schedules import averaging_rate, batches, factor
@@ -177,8 +177,16 @@ class Pack:
             real[LaneReal.COUPLED, k] = 0.0 if c.optimizer.startswith("adamw") else c.weight_decay
             real[LaneReal.MOMENTUM, k], real[LaneReal.BETA2, k] = c.momentum, c.beta2
             real[LaneReal.CLIP, k] = c.clip_norm
-        device = self.data.device
-        self._lane_tensors = (torch.from_numpy(whole).to(device), torch.from_numpy(real).to(device, self.data.dtype))
+        device, dtype = self.data.device, self.data.dtype
+        class_weights = torch.ones(self.K, self.layout.C, device=device, dtype=dtype)
+        for k, c in enumerate(self.configs):
+            if c.class_weight == "balanced":
+                class_weights[k] = balanced_weights(self.data.y_train, self.layout.C)
+        self._lane_tensors = (
+            torch.from_numpy(whole).to(device),
+            torch.from_numpy(real).to(device, dtype),
+            class_weights,
+        )
         self.lane_numbers = Lanes(*(self.kernels.handle(t) for t in self._lane_tensors))
         width = self._lane_tensors[0][LaneWhole.WIDTH]
         inside = torch.arange(self.H, device=device) < width[:, None]

@@ -154,12 +154,33 @@ def _r2(mse: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
     return torch.where(variance > 0, 1 - mse / variance, constant)
 
 
-def batch_loss(head: Head, outputs: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
-    """The mean training loss of a batch as torch computes it: the specification of the fused head."""
+def balanced_weights(y: Tensor, C: int) -> Tensor:
+    """What each class's rows weigh so that all classes weigh alike: y (n,) -> (C,), n/(C′·n_c); 0 for an absent class.
+
+    C′: the classes that y has. The mean weight of a row is 1, so losses and learning rates keep their size. As
+    scikit-learn's ``class_weight="balanced"``. A batch's loss is the mean over its rows of weight times loss, as with
+    scikit-learn's ``sample_weight``; torch's ``weight=`` divides by the sum of the batch's own weights instead, so that
+    a rare class weighs less in the batches that have it.
+    """
+    counts = torch.bincount(y, minlength=C).double()
+    present = (counts > 0).sum()
+    return torch.where(counts > 0, len(y) / (present * counts), 0.0)
+
+
+def batch_loss(
+    head: Head, outputs: Tensor, y: Tensor, label_smoothing: float, class_weights: Tensor | None = None
+) -> Tensor:
+    """The mean training loss of a batch, the rows' losses as torch computes them: the specification of the fused head.
+
+    class_weights (C,): what a row's loss is multiplied by, see :func:`balanced_weights`; None: 1.
+    """
     if head == "cross_entropy":
-        return functional.cross_entropy(outputs, y, label_smoothing=label_smoothing)
-    if head == "hinge":
-        return functional.multi_margin_loss(outputs, y)
-    if head == "square_of_classes":
-        return functional.mse_loss(outputs, functional.one_hot(y, outputs.shape[-1]).to(outputs.dtype))
-    return functional.mse_loss(outputs.squeeze(-1), y)
+        rows = functional.cross_entropy(outputs, y, label_smoothing=label_smoothing, reduction="none")
+    elif head == "hinge":
+        rows = functional.multi_margin_loss(outputs, y, reduction="none")
+    elif head == "square_of_classes":
+        onehot = functional.one_hot(y, outputs.shape[-1]).to(outputs.dtype)
+        rows = functional.mse_loss(outputs, onehot, reduction="none").mean(-1)
+    else:
+        rows = functional.mse_loss(outputs.squeeze(-1), y, reduction="none")
+    return (rows if class_weights is None else rows * class_weights[y]).mean()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner.learning.device import DeviceData
-from tuner.learning.metrics import batch_loss, head_of, row_loss, score
+from tuner.learning.metrics import balanced_weights, batch_loss, head_of, row_loss, score
 from tuner.learning.mlp import MLP
 from tuner.learning.optimizers import make_optimizer, split_parameters
 from tuner.learning.progress import EpochResult
@@ -30,6 +30,9 @@ def train_alone(
     head = head_of(config.loss, data.task)
     optimizer = make_optimizer(config, model)
     decaying, _ = split_parameters(config, model)
+    weights = (
+        balanced_weights(data.y_train, data.n_outputs).to(data.x_train) if config.class_weight == "balanced" else None
+    )
     n = len(data.x_train)
     plan = batches(n, config)
     step = 0
@@ -44,7 +47,7 @@ def train_alone(
             for group in optimizer.param_groups:
                 group["lr"] = config.peak_learning_rate * float(factor(config, step, len(plan)))
             optimizer.zero_grad()
-            loss = batch_loss(head, model(data.x_train[rows]), data.y_train[rows], config.label_smoothing)
+            loss = batch_loss(head, model(data.x_train[rows]), data.y_train[rows], config.label_smoothing, weights)
             penalty = config.l2 / 2 * sum(((p**2).sum() for p in decaying), torch.zeros((), device=data.device))
             (loss + penalty).backward()  # type: ignore[no-untyped-call]
             if config.clip_norm > 0:

@@ -181,7 +181,7 @@ def _hidden_backward(da, derivative, bias_gradient, accumulate):  # type: ignore
 
 
 @_compiled
-def _head_cross_entropy(outputs, bias, y, whole, real, lane_real, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
+def _head_cross_entropy(outputs, bias, y, whole, real, class_weights, bias_gradient, loss, accumulate, lane_real):  # type: ignore[no-untyped-def]
     K, _, C = outputs.shape
     for k in range(K):
         weight, smoothing = real[_WEIGHT, k], lane_real[_SMOOTHING, k]
@@ -208,20 +208,22 @@ def _head_cross_entropy(outputs, bias, y, whole, real, lane_real, bias_gradient,
                 total += row[c]
             log_total = math.log(total)
             # -Σ target·log p, where log p = shifted - log_total and target = on·onehot + off
-            loss[k] += log_total - on * at_label - off * shifted_sum
+            class_weight = class_weights[k, label]
+            loss[k] += class_weight * (log_total - on * at_label - off * shifted_sum)
             inverse = outputs.dtype.type(1) / total
+            scale = weight * class_weight
             for c in range(C):
                 g = row[c] * inverse - off
                 if c == label:
                     g -= on
-                g *= weight
+                g *= scale
                 row[c] = g
                 bias_gradient[k, c] += g
         outputs[k, count:, :] = 0
 
 
 @_compiled
-def _head_square_of_classes(outputs, bias, y, whole, real, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
+def _head_square_of_classes(outputs, bias, y, whole, real, class_weights, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
     K, _, C = outputs.shape
     number = outputs.dtype.type
     for k in range(K):
@@ -231,27 +233,29 @@ def _head_square_of_classes(outputs, bias, y, whole, real, bias_gradient, loss, 
             bias_gradient[k, :] = 0
         for r in range(count):
             total = number(0)
+            class_weight = class_weights[k, y[k, r]]
             for c in range(C):
                 difference = outputs[k, r, c] + bias[k, c] - (number(1) if c == y[k, r] else number(0))
                 total += difference * difference
-                g = difference * scale
+                g = difference * scale * class_weight
                 outputs[k, r, c] = g
                 bias_gradient[k, c] += g
-            loss[k] += total / number(C)
+            loss[k] += class_weight * total / number(C)
         outputs[k, count:, :] = 0
 
 
 @_compiled
-def _head_hinge(outputs, bias, y, whole, real, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
+def _head_hinge(outputs, bias, y, whole, real, class_weights, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
     K, _, C = outputs.shape
     number = outputs.dtype.type
     for k in range(K):
-        scale = real[_WEIGHT, k] / number(C)
         count = whole[_COUNT, k]
         if not accumulate:
             bias_gradient[k, :] = 0
         for r in range(count):
             label = y[k, r]
+            class_weight = class_weights[k, label]
+            scale = real[_WEIGHT, k] * class_weight / number(C)
             limit = outputs[k, r, label] + bias[k, label] - number(1)
             total, broken = number(0), number(0)
             for c in range(C):
@@ -265,12 +269,12 @@ def _head_hinge(outputs, bias, y, whole, real, bias_gradient, loss, accumulate):
                 bias_gradient[k, c] += g
             outputs[k, r, label] = -broken * scale
             bias_gradient[k, label] -= broken * scale
-            loss[k] += total / number(C)
+            loss[k] += class_weight * total / number(C)
         outputs[k, count:, :] = 0
 
 
 @_compiled
-def _head_square(outputs, bias, y, whole, real, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
+def _head_square(outputs, bias, y, whole, real, _, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
     for k in range(outputs.shape[0]):
         scale = outputs.dtype.type(2) * real[_WEIGHT, k]
         count = whole[_COUNT, k]
@@ -463,16 +467,15 @@ class CpuKernels:
         loss: Array,
         accumulate: bool,
     ) -> None:
-        if head == "cross_entropy":
-            smoothed: Callable[..., None] = _head_cross_entropy
-            smoothed(outputs, bias, y, step.whole, step.real, lanes.real, bias_gradient, loss, accumulate)
-            return
-        heads: dict[Head, Callable[..., None]] = {
-            "square": _head_square,
-            "square_of_classes": _head_square_of_classes,
-            "hinge": _head_hinge,
+        heads: dict[Head, tuple[Callable[..., None], tuple[Array, ...]]] = {
+            "cross_entropy": (_head_cross_entropy, (lanes.real,)),
+            "square": (_head_square, ()),
+            "square_of_classes": (_head_square_of_classes, ()),
+            "hinge": (_head_hinge, ()),
         }
-        heads[head](outputs, bias, y, step.whole, step.real, bias_gradient, loss, accumulate)
+        compiled, more = heads[head]
+        numbers = (step.whole, step.real, lanes.class_weights)
+        compiled(outputs, bias, y, *numbers, bias_gradient, loss, accumulate, *more)
 
     def clip(self, theta: Array, gradient: Array, blocks: Blocks, lanes: Lanes, coefficients: Array) -> None:
         compiled: Callable[..., None] = _clip

@@ -217,6 +217,7 @@ def _head(
     whole,
     real,
     lane_real,
+    class_weights,
     bias_gradient,
     loss,
     K,
@@ -272,6 +273,9 @@ def _head(
                 row_loss = tl.sum(tl.where(over, margin, 0.0), 1) / C
                 broken = tl.where(over, 1.0, 0.0).to(o.dtype)
                 g = (broken - tl.where(label, tl.sum(broken, 1)[:, None], 0.0)) / C
+            class_weight = tl.load(class_weights + k * C + target, mask=live, other=0.0)
+            row_loss *= class_weight
+            g *= class_weight[:, None]
         g = tl.where(used, g * weight, 0.0)
         tl.store(at, g, mask=(r < B)[:, None] & known[None, :])
         gradients += g
@@ -477,7 +481,7 @@ class CudaKernels:
         K, B, C = outputs.shape
         classes = triton.next_power_of_2(C)
         rows, _ = _tile(B, classes, classes)
-        numbers = (step.whole, step.real, lanes.real)
+        numbers = (step.whole, step.real, lanes.real, lanes.class_weights)
         constants = {"HEAD": head, "ACCUMULATE": accumulate, "ROWS": rows, "CLASSES": classes}
         self._launch(_head, (K,), outputs, bias, y, *numbers, bias_gradient, loss, K, B, C, **constants)
 

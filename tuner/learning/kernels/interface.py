@@ -69,6 +69,7 @@ class Lanes(NamedTuple):
 
     whole: Handle  # (3, K), see LaneWhole
     real: Handle  # (8, K), see LaneReal
+    class_weights: Handle  # (K, C): what the loss of a row of each class is multiplied by; not read by the square head
 
 
 class Blocks(NamedTuple):
@@ -129,7 +130,8 @@ class Kernels(Protocol):
     ) -> None:
         """outputs (K, B, C) before the bias become the gradient of each lane's mean batch loss by the outputs.
 
-        Rows beyond a lane's count get zero. loss (K,) float64 grows by the sum of the rows' losses.
+        Each row's loss is multiplied by its class's weight. Rows beyond a lane's count get zero. loss (K,) float64
+        grows by the sum of the rows' losses.
         """
         ...
 

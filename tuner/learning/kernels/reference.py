@@ -95,6 +95,8 @@ class ReferenceKernels:
             row_loss, gradient = (difference**2).squeeze(-1), 2 * difference
         else:
             row_loss, gradient = _class_head(head, outputs, y, lanes.real[LaneReal.SMOOTHING][:, None, None])
+            weights = lanes.class_weights.gather(1, y)
+            row_loss, gradient = row_loss * weights, gradient * weights[:, :, None]
         loss.add_(torch.where(live, row_loss, 0.0).sum(1, dtype=torch.float64))
         gradient *= step.real[Real.ROW_WEIGHT][:, None, None]
         outputs.copy_(torch.where(live[:, :, None], gradient, 0.0))
