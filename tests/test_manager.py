@@ -17,8 +17,9 @@ from tests.storage import fleet
 from tests.storage.fleet import create, make_spec
 from tests.storage.servers import lay_tables
 from tuner.errors import BadInputError, SpecError, SpecMismatchError, StudyNotFoundError, WorkerRefusedError
-from tuner.manager import StudyManager, _union_s
+from tuner.manager import StudyManager
 from tuner.storage import schema
+from tuner.storage.crew import union_s
 
 SUMMARY_KEYS = [
     "name",
@@ -231,7 +232,7 @@ class TestSummary:
             times = {"started_at": start, "heartbeat_at": beat}
             _change(manager, update(schema.workers).where(schema.workers.c.id == worker).values(**times))
         assert manager.summary("fleet").seconds == 45.0
-        assert _union_s([]) == 0.0
+        assert union_s([]) == 0.0
 
     def test_the_best_of_equal_trials_is_the_first_and_the_direction_counts(self, manager: StudyManager) -> None:
         for metric, number in (("error", 1), ("accuracy", 0)):

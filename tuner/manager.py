@@ -9,7 +9,7 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +25,9 @@ from tuner.search.distributions import distributions
 from tuner.spec import Direction, StudySpec, parse_spec
 from tuner.storage import bulk, records
 from tuner.storage.checkpoints import CheckpointStore
+from tuner.storage.crew import union_s, worker_name
 from tuner.storage.database import OPEN_PATIENCE_S, PATIENCE_S, Database, now, open_database, sqlite_file
-from tuner.storage.ledger import Ledger, worker_name
+from tuner.storage.ledger import Ledger
 from tuner.storage.schema import checkpoints, curves, evaluations, rungs, slots, studies, workers
 from tuner.trial import Value
 
@@ -659,23 +660,10 @@ def _summary(
         pruner=spec.search.pruner,
         trials={"total": total, **final, "running": running, "waiting": unfinished - running},
         epochs_trained=sum(int(count.epochs) for count in counted),
-        seconds=_union_s((worker.started_at, worker.heartbeat_at) for worker in crew),
+        seconds=union_s((worker.started_at, worker.heartbeat_at) for worker in crew),
         best=best,
         evaluation=evaluation,
     )
-
-
-def _union_s(intervals: Iterable[tuple[float, float]]) -> float:
-    """The length of the union of intervals, in their unit.
-
-    >>> _union_s([(0, 2), (1, 3), (5, 6)])
-    4.0
-    """
-    length, reached = 0.0, -math.inf
-    for start, end in sorted(intervals):
-        length += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return length
 
 
 def _trial_row(row: Row[Any]) -> TrialRow:

@@ -1,11 +1,13 @@
 """What the storage costs: Tuner's ledger beside plain Optuna, the same work on the same databases in one run.
 
-    python -m tests.benchmarks.storage [-f json] [--databases sqlite postgresql mysql] [--parts cost history crowd]
+    python -m tests.benchmarks.storage [-f json] [--databases sqlite postgresql mysql] [--parts cost history asha crowd]
 
 - ``cost``: milliseconds of storage a trial (create, sample 6 hyperparameters, report epochs, decide, finish). ``full``
   trains 27 epochs a trial without pruning; ``hyperband`` decides rungs at 1, 3, 9 and 27 epochs, each side by its own
   rule. The ledger works in packs of 64, Optuna trial by trial, as each is made for. Nothing is trained.
 - ``history``: the ledger's cost in a study that holds 100 finished trials, and in one that holds 100,000.
+- ``asha``: milliseconds that claims and commits take at the beginning and at the end of a study of 10,000 trials under
+  the asynchronous rule, which decides in every claim.
 - ``crowd``: 64 workers (8 processes of 8 threads) on one PostgreSQL that claim, sleep and commit: how long a claim
   takes, and whether everything came out exactly once.
 
@@ -48,7 +50,7 @@ from tuner.storage.database import parse_url
 from tuner.storage.ledger import Claim, EpochRow, Ledger, RungResult
 
 everybody: Any = None
-PARTS = ["cost", "history", "crowd"]
+PARTS = ["cost", "history", "asha", "crowd"]
 EPOCHS = 27
 PAUSE_S = 5.0  # seconds that a worker of the crowd takes for a pack, half as much more or less
 PACK = 64
@@ -88,6 +90,19 @@ class History:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asha:
+    """Milliseconds of a claim and of a commit, over the first tenth and the last tenth of a study's packs."""
+
+    database: str
+    trials: int
+    packs: int
+    first_claim_ms: float
+    last_claim_ms: float
+    first_commit_ms: float
+    last_commit_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Crowd:
     """Many workers on one server. Latencies in milliseconds."""
 
@@ -104,7 +119,7 @@ class Crowd:
 
 
 def make_spec(workload: str, trials: int, name: str | None = None, max_epochs: int = EPOCHS) -> StudySpec:
-    pruner = "none" if workload == "full" else "hyperband"
+    pruner = "none" if workload == "full" else workload
     return parse_spec(
         {
             "study": {"name": name or f"bench-{uuid.uuid4().hex[:8]}", "metric": "error"},
@@ -274,6 +289,35 @@ def history(kind: str, url: str, folder: Path, workload: str, few: int, many: in
         few_ms=statistics.median(few_took),
         many_ms=statistics.median(many_took),
         ratio=statistics.median(b / a for a, b in zip(few_took, many_took, strict=True)),
+    )
+
+
+def asha(kind: str, url: str, folder: Path, trials: int) -> Asha:
+    """A whole study by one worker."""
+    with StudyManager(url, folder) as manager:
+        ledger = create(manager, make_spec("asha", trials, max_epochs=9))
+        worker = ledger.register("bench", os.getpid(), "cpu", "0")
+        took: list[tuple[float, float]] = []
+        began = time.perf_counter()
+        while claims := ledger.claim(worker, limit=PACK, lease_s=60):
+            claimed = time.perf_counter()
+            commit(ledger, worker, claims)
+            done = time.perf_counter()
+            took.append((1000 * (claimed - began), 1000 * (done - claimed)))
+            began = done
+        assert ledger.finished()
+    tenth = max(1, len(took) // 10)
+    first, last = (
+        [statistics.median(part) for part in zip(*some, strict=True)] for some in (took[:tenth], took[-tenth:])
+    )
+    return Asha(
+        database=kind,
+        trials=trials,
+        packs=len(took),
+        first_claim_ms=first[0],
+        last_claim_ms=last[0],
+        first_commit_ms=first[1],
+        last_commit_ms=last[1],
     )
 
 
@@ -485,6 +529,8 @@ def main() -> None:
             ],
             kinds,
         )
+    if "asha" in arguments.parts:
+        measured("asha", lambda kind, url, folder: [asha(kind, url, folder, 10_000)], kinds)
     if "crowd" in arguments.parts and "postgresql" in kinds:
         measured("crowd", lambda _, url, folder: [crowd(url, folder, arguments.workers, 1200, PAUSE_S)], ["postgresql"])
     if arguments.format == "json":

@@ -28,6 +28,13 @@ def test_a_past_is_what_the_ledger_would_have_written(url: str, tmp_path: Path) 
     assert found.few_ms > 0
 
 
+def test_a_small_asynchronous_study(tmp_path: Path) -> None:
+    with fresh_database("sqlite", tmp_path) as url:
+        found = storage.asha("sqlite", url, tmp_path, 100)
+    assert found.packs > 2
+    assert min(found.first_claim_ms, found.last_claim_ms, found.first_commit_ms, found.last_commit_ms) > 0
+
+
 def test_a_small_crowd_is_exact(tmp_path: Path) -> None:
     with fresh_database("postgresql", tmp_path) as url:
         found = storage.crowd(url, tmp_path, workers=8, trials=60, pause_s=0.05)

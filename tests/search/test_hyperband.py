@@ -14,6 +14,7 @@ from tests.spaces import study
 from tuner.search.hyperband import (
     Bracket,
     Rung,
+    Standing,
     brackets,
     deal,
     largest_bracket,
@@ -253,7 +254,8 @@ class TestSurvivors:
 
     @pytest.mark.parametrize("rule", FLAWED, ids=lambda rule: rule.__name__)
     def test_a_flawed_rule_is_noticed(self, rule: Rule) -> None:
-        find(decisions, lambda decision: broken_promises(rule, decision) != [])
+        decision = find(decisions, lambda decision: broken_promises(rule, decision) != [])
+        assert broken_promises(rule, decision), "and its smallest case is a case"
 
     @given(any_values, st.integers(1, 20), directions)
     def test_a_better_value_never_hurts(self, values: dict[int, float], keep: int, direction: Direction) -> None:
@@ -334,3 +336,34 @@ def test_late_names_are_there() -> None:
     assert all(hasattr(tuner.search, name) for name in tuner.search.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tuner.search.nothing
+
+
+class TestStanding:
+    """What is kept up as results come in is what the rule says of all of them."""
+
+    @given(
+        st.lists(st.dictionaries(st.integers(0, 30), st.floats(), max_size=8), max_size=6),
+        st.sets(st.integers(0, 30)),
+        st.integers(2, 4),
+        directions,
+    )
+    def test_it_is_the_rule(
+        self, packs: list[dict[int, float]], promoted: set[int], eta: int, direction: Direction
+    ) -> None:
+        rung, values = Standing(eta, direction), dict[int, float]()
+        for pack in packs:
+            fresh = {number: value for number, value in pack.items() if number not in values}
+            rung.add(fresh)
+            values |= fresh
+            rung.remove(promoted)
+            expected = promotable(values, promoted, eta, direction)
+            assert rung.promotable(100) == expected
+            assert rung.promotable(2) == expected[:2]
+
+    def test_many_at_once_are_as_many_one_by_one(self) -> None:
+        values = {n: (n * 7919) % 3001 / 10 for n in range(3000)}
+        one, many = Standing(3, "maximize"), Standing(3, "maximize")
+        many.add(values)
+        for number, value in values.items():
+            one.add({number: value})
+        assert one.promotable(5000) == many.promotable(5000) == promotable(values, set(), 3, "maximize")

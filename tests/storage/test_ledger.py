@@ -21,6 +21,7 @@ from tests.storage.fleet import check, create, make_spec
 from tests.storage.servers import lay_tables
 from tuner.errors import StorageError, StudyNotFoundError
 from tuner.manager import StudyManager
+from tuner.search.hyperband import Standing
 from tuner.search.refine import narrow, read_written
 from tuner.storage import records, schema
 from tuner.storage.checkpoints import Checkpoint
@@ -245,7 +246,7 @@ class TestClaims:
         ledger = create(local, make_spec(9))
         worker = ledger.register("h", 1, "cpu", "0")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ledger, "_draw", _killed)
+            patch.setattr(ledger._proposals, "draw", _killed)
             with pytest.raises(KeyboardInterrupt):
                 ledger.claim(worker, limit=3, lease_s=60)
         assert ledger.outstanding().leased == 0
@@ -574,7 +575,8 @@ class TestAsha:
         spec = make_spec(20, pruner="asha")
         ledger = create(local, spec)
         with monkeypatch.context() as patch:
-            patch.setattr(ledger, "_promotable", lambda _: [])
+            patch.setattr(ledger._rungs, "_promotable", lambda _: [])
+            patch.setattr(Standing, "promotable", lambda *_: [])
             fleet.work(ledger, local.checkpoints("fleet"))
         with pytest.raises(AssertionError, match="nobody is left behind"):
             check(local, spec, sqlite_url)
@@ -660,7 +662,7 @@ class TestRefinement:
         key = "space_of_round_2"
         mine = {"learning_rate": {"low": 2e-3, "high": 3e-3, "log": True}}
         local._database.write(lambda c: records.keep_study_attr(c, ledger.study_id, key, mine))
-        local._database.write(lambda c: ledger._narrow(c, 1))
+        local._database.write(lambda c: ledger._proposals.narrow(c, 1))
         assert local._database.read(lambda c: records.study_attr(c, ledger.study_id, key)) == mine
         assert all(2e-3 <= float(c.params["learning_rate"]) <= 3e-3 for c in ledger.claim(worker, limit=5, lease_s=60))  # type: ignore[arg-type]
 

@@ -28,14 +28,16 @@ gives 81, 34, 15, 8 and 5. The table floors B / (R (s + 1)) before it multiplies
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from tuner.spec import SearchSection, StudySpec
+
+_FEW = 1000  # results that are cheaper to insert one by one than to sort anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +206,52 @@ def promotable(
     [1]
     """
     return [number for number in survivors(values, len(values) // eta, direction) if number not in promoted]
+
+
+class Standing:
+    """:func:`promotable` of a rung that results are added to one after the other, in a time that does not grow with it.
+
+    >>> rung = Standing(3, "minimize")
+    >>> rung.add({0: 0.3, 1: 0.1, 2: 0.2, 3: 0.9, 4: 0.8, 5: float("nan")})
+    >>> rung.remove([2])
+    >>> rung.promotable(10)
+    [1]
+    """
+
+    def __init__(self, eta: int, direction: Literal["minimize", "maximize"]) -> None:
+        self._eta = eta
+        self._sign = 1 if direction == "minimize" else -1
+        self._count = 0  # results, diverged ones included
+        self._all: list[tuple[float, int]] = []  # finite results, best first
+        self._left: list[tuple[float, int]] = []  # of these, who did not go on
+        self._keys: dict[int, tuple[float, int]] = {}  # of who is left, by slot number
+
+    def add(self, values: Mapping[int, float]) -> None:
+        """More slots have been trained to the rung."""
+        self._count += len(values)
+        keys = {n: (self._sign * value, n) for n, value in values.items() if math.isfinite(value)}
+        self._keys |= keys
+        for ranking in (self._all, self._left):
+            if len(keys) > _FEW:
+                ranking += keys.values()
+                ranking.sort()
+            else:
+                for key in keys.values():
+                    insort(ranking, key)
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Slots that went on, or may not any more."""
+        for number in numbers:
+            if (key := self._keys.pop(number, None)) is not None:
+                del self._left[bisect_left(self._left, key)]
+
+    def promotable(self, limit: int) -> list[int]:
+        """At most ``limit`` slots that may go on, best first."""
+        best = min(self._count // self._eta, len(self._all))
+        if best == 0:
+            return []
+        among = bisect_right(self._left, self._all[best - 1])
+        return [number for _, number in self._left[: min(among, limit)]]
 
 
 def total_epochs(dealt: Sequence[Bracket]) -> int:

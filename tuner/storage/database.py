@@ -71,6 +71,11 @@ def _now_mysql(*_: Any, **__: Any) -> str:
     return "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"
 
 
+def clock(connection: Connection) -> float:
+    """:class:`now`, read."""
+    return float(connection.execute(sqlalchemy.select(now())).scalar_one())
+
+
 class Database:
     """One opened database. Threads may share it; a forked child gets connections of its own."""
 

@@ -7,11 +7,8 @@ A slot is one of the study's N trials. Its life::
        │   release, fail │  └─commit at the top rung──▶ complete (pruned, if it diverged)
        └─────────────────┘     attempts used up ─────▶ failed ──retry──▶ waiting
 
-**Rungs.** Synchronous pruners decide on a rung as a whole, in the commit that fills it. ``asha`` decides in a claim:
-who is among the best of its rung by then goes on before anything new is begun. Who is left in the end is pruned.
-
-**Rounds.** With ``search.refine`` the slots of a round wait until all earlier ones are over. The claim that finds them
-so narrows the space and stores it, as an attribute of Optuna's study; from then on the round is open.
+Who goes on from a rung is decided in :mod:`tuner.storage.rungs`, what a slot's parameters are, and from coarse to fine
+when it may begin, in :mod:`tuner.storage.proposals`.
 
 **Fencing.** Each lease has a token, one higher than the last. A worker shows it with everything it writes; a worker
 that was thought dead, whose slots another has claimed since, shows a stale one, and nothing of it is written.
@@ -27,20 +24,15 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import uuid
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.trial import TrialState
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    String,
     and_,
     case,
     delete,
@@ -54,18 +46,18 @@ from sqlalchemy import (
     update,
 )
 
-from tuner.errors import BadInputError, StudyNotFoundError
-from tuner.search import hyperband, refine
+from tuner.errors import StudyNotFoundError
 from tuner.search.distributions import distributions_for, encode
-from tuner.search.history import Observation
-from tuner.search.samplers import Sampler, make_sampler
-from tuner.space import Space
 from tuner.spec import StudySpec
-from tuner.storage import bulk, records
+from tuner.storage import bulk, crew, records
 from tuner.storage.checkpoints import Checkpoint
-from tuner.storage.database import Database, now
-from tuner.storage.schema import UNFINISHED, State, checkpoints, curves, rungs, slots, studies, workers
+from tuner.storage.database import Database, clock, now
+from tuner.storage.proposals import Proposals
+from tuner.storage.rungs import RungResult, Rungs, Tally, unleased
+from tuner.storage.schema import UNFINISHED, checkpoints, curves, rungs, slots, studies
 from tuner.trial import Value
+
+__all__ = ["Claim", "CommitOutcome", "EpochRow", "Ledger", "Outstanding", "RungResult"]
 
 MAX_REASON = 2000  # characters of a reason that are stored
 MAX_ATTEMPTS = 3  # times a slot is tried before it fails
@@ -103,22 +95,6 @@ class EpochRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RungResult:
-    """A lane that has reached its rung (or diverged, or stopped early on the way).
-
-    epochs: trained in total. value: the metric of the weights that would be kept; NaN or infinite loses.
-    seconds: of this lease. reason: why it ended before the rung, if it did.
-    """
-
-    number: int
-    token: int
-    epochs: int
-    value: float
-    seconds: float
-    reason: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class CommitOutcome:
     """What a transaction did. The sets hold slot numbers.
 
@@ -150,55 +126,6 @@ class Outstanding:
         return self.waiting + self.expired
 
 
-@dataclass
-class _Tally:
-    """What a running transaction has decided so far."""
-
-    completed: set[int]
-    pruned: set[int]
-    promoted: set[int]
-    failed: set[int]
-
-    @classmethod
-    def empty(cls) -> _Tally:
-        return cls(set(), set(), set(), set())
-
-    def outcome(self, lost: Iterable[int], removed: Sequence[str]) -> CommitOutcome:
-        return CommitOutcome(
-            lost=frozenset(lost),
-            completed=frozenset(self.completed),
-            pruned=frozenset(self.pruned),
-            promoted=frozenset(self.promoted),
-            failed=frozenset(self.failed),
-            removed=tuple(removed),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ending:
-    """A slot that reaches its last state."""
-
-    number: int
-    trial_id: int
-    state: State
-    epochs: int
-    bracket: int
-    rung: int
-    worker_id: int | None
-    value: float | None
-    reason: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Results:
-    """One rung of one bracket: the value of every slot that reached it, and which of them are not paused there now."""
-
-    values: dict[int, float]
-    gone: set[int]
-
-
-_MANY = 5000  # values that one IN (…) may list; some databases take no more than 32,766
-_OPTUNA_STATE = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 _Rows = dict[int, Row[Any]]
 
 
@@ -213,46 +140,19 @@ class Ledger:
         self.spec = spec
         self.max_attempts = max_attempts
         self._database = database
-        self._dealt = hyperband.plan(spec)
-        self._space = spec.search_space
-        self._rounds = hyperband.rounds(spec)
-        self._samplers: dict[int, Sampler] = {0: make_sampler(spec)}  # by round
-        self._drawing = threading.Lock()
-        self._over: dict[int, Observation] = {}  # trials that will not change any more
+        self._rungs = Rungs(study_id, spec)
+        self._proposals = Proposals(database, study_id, spec)
 
     # Workers
 
     def register(self, host: str, pid: int, device: str, version: str) -> int:
         """Write a worker down; returns its id. Raises BadInputError when a name is longer than its column."""
-        for column, text in ((workers.c.host, host), (workers.c.device, device), (workers.c.version, version)):
-            assert isinstance(column.type, String)
-            if column.type.length is not None and len(text) > column.type.length:
-                raise BadInputError(
-                    f"a worker's {column.name} has at most {column.type.length} characters, this one {len(text)}: "
-                    f"{text[:40]}…"
-                )
-        session = uuid.uuid4().hex
+        crew.check_names(host, device, version)
+        session = crew.new_session()
 
         def work(connection: Connection) -> int:
             self._study(connection)
-            known = connection.execute(select(workers.c.id).where(workers.c.session == session)).scalar()
-            if known is not None:
-                return int(known)
-            row = insert(workers).values(
-                study_id=self.study_id,
-                session=session,
-                host=host,
-                pid=pid,
-                device=device,
-                version=version,
-                started_at=now(),
-                heartbeat_at=now(),
-                lanes=0,
-                epochs_per_s=0.0,
-            )
-            key = connection.execute(row).inserted_primary_key
-            assert key is not None
-            return int(key[0])
+            return crew.register(connection, self.study_id, session, host=host, pid=pid, device=device, version=version)
 
         return self._database.write(work)
 
@@ -260,9 +160,7 @@ class Ledger:
         """Say that a worker lives, and renew its leases, each for its own duration."""
 
         def work(connection: Connection) -> None:
-            speed = epochs_per_s if math.isfinite(epochs_per_s) else 0.0
-            beat = update(workers).where(workers.c.id == worker_id)
-            connection.execute(beat.values(heartbeat_at=now(), ended_at=None, lanes=lanes, epochs_per_s=speed))
+            crew.beat(connection, worker_id, lanes, epochs_per_s)
             self._renew(connection, self._mine(worker_id))
 
         self._database.write(work)
@@ -271,9 +169,8 @@ class Ledger:
         """Say that a worker ends. Slots it still holds wait for another one, from their last checkpoint."""
 
         def work(connection: Connection) -> None:
-            connection.execute(update(slots).where(*self._mine(worker_id)).values(_unleased("waiting")))
-            end = update(workers).where(workers.c.id == worker_id)
-            connection.execute(end.values(heartbeat_at=now(), ended_at=now(), lanes=0))
+            connection.execute(update(slots).where(*self._mine(worker_id)).values(unleased("waiting")))
+            crew.end(connection, worker_id)
 
         self._database.write(work)
 
@@ -293,8 +190,7 @@ class Ledger:
         undrawn = [row.number for row in leased if row.params is None]
         if undrawn:
             try:
-                with self._drawing:
-                    drawn = self._draw(undrawn)
+                drawn = self._proposals.draw(undrawn)
                 leased = self._database.write(lambda connection: self._store_drawn(connection, worker_id, key, drawn))
             except BaseException:
                 self.release(worker_id, [(row.number, row.token, 0) for row in leased], (), None)
@@ -308,9 +204,9 @@ class Ledger:
             return []
         if mine := self._claimed(connection, worker_id, key):
             return mine  # committed before, only the answer was lost
-        if self.spec.search.pruner == "asha":
-            self._promote(connection, limit)
-        open_ = slots.c.number < self._rounds[self._open_round(connection)].stop
+        if self._rungs.asynchronous:
+            self._rungs.promote(connection, limit)
+        open_ = slots.c.number < self._proposals.first_closed(connection)
         waiting, over = slots.c.state == "waiting", and_(slots.c.state == "leased", slots.c.lease_until < now())
         fresh = and_(waiting, slots.c.rung == 0)  # an equality: then the index has them in order, however many wait
         for group, lost in ((and_(waiting, slots.c.rung > 0), False), (over, True), (fresh, False)):
@@ -374,13 +270,12 @@ class Ledger:
         """Fail slots whose lease ran out on the last attempt."""
         if not spent:
             return
-        names = self._worker_names(connection, [row.worker_id for row in spent])
+        names = crew.names(connection, [row.worker_id for row in spent])
         reasons = {
             row.number: f"the lease ran out {row.attempts} times, last on {names.get(row.worker_id, 'a worker')}"
             for row in spent
         }
-        tally = _Tally.empty()
-        self._fail(connection, spent, reasons, tally)
+        self._rungs.fail(connection, spent, reasons, Tally())
 
     def _truncate(self, connection: Connection, again: Sequence[Row[Any]]) -> None:
         """Forget the epochs after the last checkpoint: they will be trained, and written, again."""
@@ -400,15 +295,16 @@ class Ledger:
         fresh = [row for row in mine if row.params is None]
         if not fresh:
             return mine
+        space = self.spec.search_space
         starts = [
             records.Start(
                 number=row.number,
-                params=encode(drawn[row.number], self._space),
-                distributions=distributions_for(drawn[row.number], self._space),
+                params=encode(drawn[row.number], space),
+                distributions=distributions_for(drawn[row.number], space),
             )
             for row in fresh
         ]
-        ids = records.start_trials(connection, self.study_id, starts, _clock(connection))
+        ids = records.start_trials(connection, self.study_id, starts, clock(connection))
         rows = [
             {
                 "study_id": self.study_id,
@@ -449,89 +345,6 @@ class Ledger:
             attempt=row.attempts,
             checkpoint=kept,
         )
-
-    # Proposals
-
-    def _draw(self, numbers: Sequence[int]) -> dict[int, dict[str, Value]]:
-        """Parameters for slots, those of one round at once."""
-        by_round: dict[int, list[int]] = {}
-        for number in numbers:
-            by_round.setdefault(self._round_of(number), []).append(number)
-        drawn: dict[int, dict[str, Value]] = {}
-        for place, members in by_round.items():
-            drawn |= zip(members, self._sampler(place).draw(members, self._history), strict=True)
-        return drawn
-
-    def _sampler(self, place: int) -> Sampler:
-        if place not in self._samplers:
-            space = self._database.read(lambda connection: self._stored_space(connection, place))
-            assert space is not None, "a slot was leased, so its round is open"
-            self._samplers[place] = make_sampler(self.spec, space)
-        return self._samplers[place]
-
-    def _round_of(self, number: int) -> int:
-        return bisect_right([part.start for part in self._rounds], number) - 1
-
-    def _open_round(self, connection: Connection) -> int:
-        """The last round that slots may be claimed of; opens the next one when all earlier slots are over."""
-        place = max(self._samplers)
-        while place + 1 < len(self._rounds):
-            if self._stored_space(connection, place + 1) is None:
-                first = self._rounds[place + 1].start
-                earlier = (slots.c.study_id == self.study_id, slots.c.number < first)
-                unfinished = select(literal(1)).where(*earlier, slots.c.state.in_(UNFINISHED)).limit(1)
-                if connection.execute(unfinished).scalar() is not None:
-                    break
-                self._narrow(connection, place + 1)
-            place += 1
-        return place
-
-    def _narrow(self, connection: Connection, place: int) -> None:
-        """Store the space of a round. Who comes second leaves what is there, so that all draw from one."""
-        rules, before = self.spec.search.refine, self._rounds[place - 1]
-        assert rules is not None, "a study without refine has one round"
-        space = self._space if place == 1 else self._stored_space(connection, place - 1)
-        assert space is not None, "rounds open one after the other"
-        members = (slots.c.number >= before.start, slots.c.number < before.stop)
-        finished = self._observations(connection, *members, slots.c.state.in_(("complete", "pruned")))
-        narrowed = refine.refine(space, finished, rules.keep, self.spec.direction)
-        records.keep_study_attr(connection, self.study_id, _space_key(place), refine.as_written(narrowed))
-
-    def _stored_space(self, connection: Connection, place: int) -> Space | None:
-        written = records.study_attr(connection, self.study_id, _space_key(place))
-        return None if written is None else refine.read_written(self._space, written)
-
-    def _history(self) -> list[Observation]:
-        """Every trial that has its parameters, by number. Those that are over are read once."""
-
-        def work(connection: Connection) -> list[Observation]:
-            over = slots.c.state.in_(("complete", "pruned"))
-            numbers = connection.execute(select(slots.c.number).where(slots.c.study_id == self.study_id, over))
-            fresh = [number for number in numbers.scalars() if number not in self._over]
-            if fresh:
-                some = () if len(fresh) > _MANY else (slots.c.number.in_(fresh),)
-                self._over |= {trial.number: trial for trial in self._observations(connection, over, *some)}
-            running = self._observations(connection, slots.c.state.in_(UNFINISHED), slots.c.params.is_not(None))
-            return sorted([*self._over.values(), *running], key=lambda trial: trial.number)
-
-        return self._database.read(work)
-
-    def _observations(self, connection: Connection, *where: ColumnElement[bool]) -> list[Observation]:
-        found = connection.execute(
-            select(slots.c.number, slots.c.state, slots.c.params, slots.c.epochs, slots.c.value, slots.c.value_type)
-            .where(slots.c.study_id == self.study_id, *where)
-            .order_by(slots.c.number)
-        )
-        return [
-            Observation(
-                number=row.number,
-                params=json.loads(row.params),
-                value=records.loaded_value(row.value, row.value_type),
-                epochs=row.epochs,
-                complete=row.state == "complete",
-            )
-            for row in found
-        ]
 
     # Results
 
@@ -575,10 +388,10 @@ class Ledger:
                 )
             checkpoint_id = self._store_checkpoint(connection, checkpoint)
             self._write_results(connection, held, fresh, checkpoint_id)
-            tally = _Tally.empty()
-            self._end_top(connection, held, fresh, tally)
-            self._decide(connection, {(held[r.number].bracket, held[r.number].rung) for r in fresh}, tally)
-            return tally.outcome(lost, self._sweep(connection))
+            tally = Tally()
+            self._rungs.end_top(connection, held, fresh, tally)
+            self._rungs.decide(connection, {(held[r.number].bracket, held[r.number].rung) for r in fresh}, tally)
+            return _outcome(tally, lost, self._sweep(connection))
 
         return self._database.write(work) if results or epochs else CommitOutcome()
 
@@ -593,7 +406,7 @@ class Ledger:
 
         Without a checkpoint they go on from the one they had.
         """
-        return self._keep(worker_id, states, epochs, checkpoint, _unleased("waiting"))
+        return self._keep(worker_id, states, epochs, checkpoint, unleased("waiting"))
 
     def save(
         self,
@@ -644,7 +457,7 @@ class Ledger:
             tokens = {number: token for number, token, _ in failures}
             reasons = {number: _shortened(reason) for number, _, reason in failures}
             held = self._held(connection, worker_id, tokens)
-            tally = _Tally.empty()
+            tally = Tally()
             again = [row for row in held.values() if row.attempts < self.max_attempts]
             if again:
                 rows = [
@@ -653,16 +466,16 @@ class Ledger:
                         "number": row.number,
                         "attempts": row.attempts + 1,
                         "reason": reasons[row.number],
-                        **_unleased("waiting"),
+                        **unleased("waiting"),
                     }
                     for row in again
                 ]
                 bulk.insert(connection, slots, rows, conflict="update")
             spent = [row for row in held.values() if row.attempts >= self.max_attempts]
-            self._fail(connection, spent, reasons, tally)
+            self._rungs.fail(connection, spent, reasons, tally)
             gone = tokens.keys() - held.keys()
             lost = gone - self._given_back(connection, gone, tokens)
-            return tally.outcome(lost, self._sweep(connection))
+            return _outcome(tally, lost, self._sweep(connection))
 
         return self._database.write(work) if failures else CommitOutcome()
 
@@ -683,7 +496,7 @@ class Ledger:
                 {
                     "study_id": self.study_id,
                     "number": row.number,
-                    **_unleased("waiting"),
+                    **unleased("waiting"),
                     "trial_id": None if row.params is None else row.trial_id,
                     "attempts": 0,
                     "epochs": 0,
@@ -830,279 +643,24 @@ class Ledger:
     def _write_results(
         self, connection: Connection, held: _Rows, results: Sequence[RungResult], checkpoint_id: int | None
     ) -> None:
-        rung_rows, slot_rows = [], []
+        slot_rows = []
         for result in results:
-            row = held[result.number]
             value, kind = records.stored_value(result.value)
-            place = {"study_id": self.study_id, "number": result.number}
-            rung_rows.append(
-                {**place, "rung": row.rung, "epochs": result.epochs, "value": value, "token": result.token}
-            )
             slot_rows.append(
                 {
-                    **place,
-                    **_unleased("paused"),
+                    "study_id": self.study_id,
+                    "number": result.number,
+                    **unleased("paused"),
                     "epochs": result.epochs,
-                    "seconds": row.seconds + result.seconds,
+                    "seconds": held[result.number].seconds + result.seconds,
                     "value": value,
                     "value_type": kind,
                     "reason": result.reason,
                     "checkpoint_id": checkpoint_id,
                 }
             )
-        bulk.insert(connection, rungs, rung_rows)
+        self._rungs.write(connection, held, results)
         bulk.insert(connection, slots, slot_rows, conflict="update")
-
-    def _end_top(self, connection: Connection, held: _Rows, results: Sequence[RungResult], tally: _Tally) -> None:
-        """At the top rung nobody waits for anybody: a trial is complete, or it diverged."""
-        endings = []
-        for result in results:
-            row = held[result.number]
-            if row.rung == len(self._dealt[row.bracket].rungs) - 1:
-                good = math.isfinite(result.value)
-                endings.append(
-                    _Ending(
-                        number=row.number,
-                        trial_id=row.trial_id,
-                        state="complete" if good else "pruned",
-                        epochs=result.epochs,
-                        bracket=row.bracket,
-                        rung=row.rung,
-                        worker_id=row.worker_id,
-                        value=result.value,
-                        reason=result.reason if good else result.reason or _diverged(result.epochs),
-                    )
-                )
-        self._end(connection, endings, tally)
-
-    def _decide(self, connection: Connection, touched: set[tuple[int, int]], tally: _Tally) -> None:
-        """Decide every touched rung that is full: all its slots have a result, or have failed."""
-        if self.spec.search.pruner == "asha":
-            self._finish(connection, {bracket for bracket, _ in touched}, tally)
-            return
-        open_rungs = {place for place in touched if place[1] < len(self._dealt[place[0]].rungs) - 1}
-        if not open_rungs:
-            return
-        self._take_turns(connection)
-        at = or_(*(and_(slots.c.bracket == bracket, slots.c.rung == rung) for bracket, rung in open_rungs))
-        here = and_(slots.c.study_id == self.study_id, at)
-        training = connection.execute(
-            select(slots.c.bracket, slots.c.rung).distinct().where(here, slots.c.state.in_(("waiting", "leased")))
-        )
-        full = open_rungs - {(row.bracket, row.rung) for row in training}
-        if not full:
-            return
-        at = or_(*(and_(slots.c.bracket == bracket, slots.c.rung == rung) for bracket, rung in full))
-        rows = connection.execute(
-            select(slots).where(slots.c.study_id == self.study_id, at, slots.c.state == "paused")
-        ).all()
-        table = self._table(connection, {bracket for bracket, _ in full})
-        endings: list[_Ending] = []
-        promoted: list[tuple[int, int, int]] = []
-        for bracket, rung in sorted(full):
-            members = {row.number: row for row in rows if (row.bracket, row.rung) == (bracket, rung)}
-            # The best of all that ever reached the rung: a slot that was retried competes with those before it.
-            best = hyperband.survivors(
-                table[bracket, rung].values, self._dealt[bracket].rungs[rung + 1].size, self.spec.direction
-            )
-            kept = [number for number in best if number in members]
-            promoted += [(number, bracket, rung) for number in kept]
-            losers = [members[number] for number in sorted(members.keys() - set(kept))]
-            endings += self._losers(bracket, rung, losers, table[bracket, rung], len(best))
-        self._raise(connection, promoted, tally)
-        self._end(connection, endings, tally)
-
-    def _promote(self, connection: Connection, limit: int) -> None:
-        """The asynchronous rule: let up to ``limit`` paused slots go on, all from the highest rung that has any."""
-        paused = select(slots.c.bracket).distinct().where(slots.c.study_id == self.study_id, slots.c.state == "paused")
-        if connection.execute(paused.limit(1)).scalar() is None:
-            return
-        self._take_turns(connection)
-        brackets = set(connection.execute(paused).scalars())
-        found = self._promotable(self._table(connection, brackets))
-        if found:
-            highest = max(rung for _, _, rung in found)
-            self._raise(connection, [place for place in found if place[2] == highest][:limit], _Tally.empty())
-
-    def _promotable(self, table: Mapping[tuple[int, int], _Results]) -> list[tuple[int, int, int]]:
-        """(number, bracket, rung) of every slot that may go on by the asynchronous rule."""
-        return [
-            (number, bracket, rung)
-            for (bracket, rung), results in sorted(table.items())
-            if rung < len(self._dealt[bracket].rungs) - 1
-            for number in hyperband.promotable(results.values, results.gone, self.spec.search.eta, self.spec.direction)
-        ]
-
-    def _finish(self, connection: Connection, touched: set[int], tally: _Tally) -> None:
-        """The end of asynchronous brackets where nothing trains, nothing waits and nothing may go on.
-
-        The paused slots are pruned. First the best of the highest rung goes on all the same, if none is complete: few
-        slots promote nobody, since the best ⌊n/η⌋ of fewer than η are none.
-        """
-        self._take_turns(connection)
-        here = (slots.c.study_id == self.study_id, slots.c.bracket.in_(touched))
-        states = connection.execute(
-            select(slots.c.bracket, slots.c.state).distinct().where(*here, slots.c.state != "pruned")
-        ).all()
-        busy = {row.bracket for row in states if row.state in ("waiting", "leased")}
-        idle = {row.bracket for row in states if row.state == "paused"} - busy
-        if not idle:
-            return
-        table = self._table(connection, idle)
-        idle -= {bracket for _, bracket, _ in self._promotable(table)}
-        complete = {row.bracket for row in states if row.state == "complete"}
-        rows = connection.execute(
-            select(slots).where(slots.c.study_id == self.study_id, slots.c.bracket.in_(idle), slots.c.state == "paused")
-        ).all()
-        endings: list[_Ending] = []
-        for bracket in sorted(idle):
-            places = sorted({row.rung for row in rows if row.bracket == bracket}, reverse=True)
-            if bracket not in complete and (last := self._last_hope(table, bracket, places)) is not None:
-                self._raise(connection, [last], tally)
-                continue
-            for rung in places:
-                results = table[bracket, rung]
-                losers = [row for row in rows if (row.bracket, row.rung) == (bracket, rung)]
-                promoted = len(results.values) - len(losers)
-                endings += self._losers(bracket, rung, losers, results, promoted)
-        self._end(connection, endings, tally)
-
-    def _last_hope(
-        self, table: Mapping[tuple[int, int], _Results], bracket: int, places: Sequence[int]
-    ) -> tuple[int, int, int] | None:
-        """The best paused slot of the highest rung that has a finite one."""
-        for rung in places:
-            results = table[bracket, rung]
-            paused = {number: value for number, value in results.values.items() if number not in results.gone}
-            if best := hyperband.survivors(paused, 1, self.spec.direction):
-                return best[0], bracket, rung
-        return None
-
-    def _take_turns(self, connection: Connection) -> None:
-        """One decision at a time in a study: who comes second sees the first one's result."""
-        connection.execute(select(studies.c.study_id).where(studies.c.study_id == self.study_id).with_for_update())
-
-    def _table(self, connection: Connection, brackets: Iterable[int]) -> dict[tuple[int, int], _Results]:
-        """The results of all rungs of some brackets, by (bracket, rung): all that a decision sees."""
-        found = connection.execute(
-            select(
-                slots.c.bracket, rungs.c.rung, rungs.c.number, rungs.c.value, slots.c.rung.label("place"), slots.c.state
-            )
-            .select_from(
-                rungs.join(slots, and_(slots.c.study_id == rungs.c.study_id, slots.c.number == rungs.c.number))
-            )
-            .where(rungs.c.study_id == self.study_id, slots.c.bracket.in_(list(brackets)))
-            .order_by(rungs.c.number)
-        )
-        # A rung whose every slot failed has no result, and is a table all the same.
-        table: dict[tuple[int, int], _Results] = defaultdict(lambda: _Results(values={}, gone=set()))
-        for row in found:
-            results = table[row.bracket, row.rung]
-            results.values[row.number] = math.nan if row.value is None else row.value
-            if row.state != "paused" or row.place != row.rung:
-                results.gone.add(row.number)
-        return table
-
-    def _raise(self, connection: Connection, promoted: Sequence[tuple[int, int, int]], tally: _Tally) -> None:
-        """Let slots, each (number, bracket, rung), wait for the next rung."""
-        rows = []
-        for number, bracket, rung in promoted:
-            place = {"rung": rung + 1, "target": self._dealt[bracket].rungs[rung + 1].epochs}
-            rows.append({"study_id": self.study_id, "number": number, "state": "waiting", "reason": None, **place})
-        bulk.insert(connection, slots, rows, conflict="update")
-        tally.promoted.update(number for number, _, _ in promoted)
-
-    def _losers(
-        self, bracket: int, rung: int, losers: Sequence[Row[Any]], results: _Results, promoted: int
-    ) -> list[_Ending]:
-        """How slots end that do not go on from a rung."""
-        ranked = hyperband.survivors(results.values, len(results.values), self.spec.direction)
-        rank = {number: place for place, number in enumerate(ranked, start=1)}
-        epochs = self._dealt[bracket].rungs[rung].epochs
-        return [
-            _Ending(
-                number=row.number,
-                trial_id=row.trial_id,
-                state="pruned",
-                epochs=row.epochs,
-                bracket=bracket,
-                rung=rung,
-                worker_id=row.worker_id,
-                value=records.loaded_value(row.value, row.value_type),
-                reason=f"rung {rung} at {epochs} epochs: rank {rank[row.number]} of {len(results.values)}, "
-                f"{promoted} promoted"
-                if row.number in rank
-                else row.reason or _diverged(row.epochs),
-            )
-            for row in losers
-        ]
-
-    def _fail(
-        self, connection: Connection, spent: Sequence[Row[Any]], reasons: Mapping[int, str], tally: _Tally
-    ) -> None:
-        """End slots as failed; a failed slot is a loser of its rung, which may be full now."""
-        if not spent:
-            return
-        blank = [records.Start(number=row.number) for row in spent if row.trial_id is None]
-        ids = records.start_trials(connection, self.study_id, blank, _clock(connection)) if blank else {}
-        endings = [
-            _Ending(
-                number=row.number,
-                trial_id=ids.get(row.number, row.trial_id),
-                state="failed",
-                epochs=row.epochs,
-                bracket=row.bracket,
-                rung=row.rung,
-                worker_id=row.worker_id,
-                value=None,
-                reason=reasons[row.number],
-            )
-            for row in spent
-        ]
-        self._end(connection, endings, tally)
-        self._decide(connection, {(row.bracket, row.rung) for row in spent}, tally)
-
-    def _end(self, connection: Connection, endings: Sequence[_Ending], tally: _Tally) -> None:
-        """Bring slots, and Optuna's trials with them, to their last state."""
-        if not endings:
-            return
-        names = self._worker_names(connection, [ending.worker_id for ending in endings])
-        rows = [
-            {
-                "study_id": self.study_id,
-                "number": ending.number,
-                **_unleased(ending.state),
-                "trial_id": ending.trial_id,
-                "reason": ending.reason,
-                "checkpoint_id": None,
-            }
-            for ending in endings
-        ]
-        bulk.insert(connection, slots, rows, conflict="update")
-        finishes = []
-        for ending in endings:
-            attrs = {
-                "epochs": ending.epochs,
-                "bracket": ending.bracket,
-                "rung": ending.rung,
-                "reason": ending.reason,
-                "worker": names.get(ending.worker_id) if ending.worker_id is not None else None,
-            }
-            finishes.append(
-                records.Finish(
-                    trial_id=ending.trial_id,
-                    state=_OPTUNA_STATE[ending.state],
-                    value=ending.value,
-                    user_attrs={key: value for key, value in attrs.items() if value is not None},
-                )
-            )
-            {"complete": tally.completed, "pruned": tally.pruned}.get(ending.state, tally.failed).add(ending.number)
-        records.finish_trials(connection, finishes, _clock(connection))
-
-    def _worker_names(self, connection: Connection, ids: Iterable[int | None]) -> dict[int, str]:
-        wanted = sorted({i for i in ids if i is not None})
-        rows = connection.execute(select(workers.c.id, workers.c.host, workers.c.pid).where(workers.c.id.in_(wanted)))
-        return {row.id: worker_name(row.host, row.pid) for row in rows}
 
     def _sweep(self, connection: Connection) -> list[str]:
         """Delete the checkpoints that no slot refers to, leftovers of others included; returns their names.
@@ -1118,22 +676,15 @@ class Ledger:
         return [row.path for row in unused]
 
 
-def worker_name(host: str, pid: int) -> str:
-    """What people call a worker."""
-    return f"{host}:{pid}"
-
-
-def _space_key(place: int) -> str:
-    """The attribute of Optuna's study that holds a round's space; people count rounds from one."""
-    return f"space_of_round_{place + 1}"
-
-
-def _unleased(state: State) -> dict[str, Any]:
-    return {"state": state, "claim": None, "lease_until": None}
-
-
-def _diverged(epochs: int) -> str:
-    return f"diverged at epoch {epochs}"
+def _outcome(tally: Tally, lost: Iterable[int], removed: Sequence[str]) -> CommitOutcome:
+    return CommitOutcome(
+        lost=frozenset(lost),
+        completed=frozenset(tally.completed),
+        pruned=frozenset(tally.pruned),
+        promoted=frozenset(tally.promoted),
+        failed=frozenset(tally.failed),
+        removed=tuple(removed),
+    )
 
 
 def _shortened(reason: str) -> str:
@@ -1144,7 +695,3 @@ def _shortened(reason: str) -> str:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _clock(connection: Connection) -> float:
-    return float(connection.execute(select(now())).scalar_one())

@@ -12,7 +12,7 @@ from typing import Literal
 from sqlalchemy import Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text
 from sqlalchemy.dialects import mysql
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 State = Literal["waiting", "leased", "paused", "complete", "pruned", "failed"]
 UNFINISHED: tuple[State, ...] = ("waiting", "leased", "paused")
@@ -42,6 +42,7 @@ studies = _table(
     Column("split_digest", String(128), nullable=False),
     Column("folder", String(160), nullable=False),  # of the checkpoints, under the artifacts' root
     Column("stopped", Boolean, nullable=False),
+    Column("results", Integer, nullable=False, server_default="0"),  # asha: how many rung results there are
     Column("tuner_version", String(64), nullable=False),
     Column("created_at", Double, nullable=False),
 )
@@ -84,6 +85,8 @@ rungs = _table(
     Column("epochs", Integer, nullable=False),
     Column("value", Double),
     Column("token", Integer, nullable=False),  # of the lease that brought the result
+    Column("position", Integer),  # asha: the order in which the study's results were committed, from 1
+    Index("ix_tuner_rungs_position", "study_id", "position"),
 )
 
 # The validation metric of each epoch is in Optuna's trial_intermediate_values, where its dashboard looks.
@@ -140,6 +143,7 @@ SQLITE_STATISTICS = {
     ("tuner_slots", "ix_tuner_slots_worker"): "100000 100000 2000 50",
     ("tuner_slots", "ix_tuner_slots_checkpoint"): "100000 100000 50",
     ("tuner_rungs", "sqlite_autoindex_tuner_rungs_1"): "150000 150000 2 1",
+    ("tuner_rungs", "ix_tuner_rungs_position"): "150000 150000 1",
     ("tuner_curves", "sqlite_autoindex_tuner_curves_1"): "2000000 2000000 20 1",
     ("tuner_checkpoints", "ix_tuner_checkpoints_study_id"): "50 50",
 }
