@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tuner import evaluation as evaluation_module
-from tuner.data.dataset import load_training_data
+from tuner.data.dataset import load_final_data
 from tuner.data.sealed import open_test
 from tuner.errors import BadInputError, NothingCompletedError
 from tuner.evaluation import REFIT, evaluate, interval, selection_bound, wilson
@@ -61,11 +61,12 @@ def test_the_report_is_what_its_parts_say(manager: StudyManager) -> None:
     assert (report["trial"], report["params"], report["validation"]) == (best.number, best.params, best.value)
 
     # The refits again, by hand.
-    data = DeviceData.place(load_training_data(spec, Path()), resolve_device("cpu"))
+    final = load_final_data(spec, Path(), "standard")
+    data = DeviceData.place(final.data, resolve_device("cpu"))
     config = spec.trial_config(best.params)
     tasks = [LaneTask(lane=Lane(number=s, config=config, key=lane_key(5, s, REFIT)), target_epochs=9) for s in range(3)]
     states = train_to_end(tasks, data, "error")
-    rows = open_test(spec, Path())
+    rows = open_test(spec, Path(), final.preprocessing)
     wrong = kept_outputs(tasks, states, data, data.x_val.new_tensor(rows.x)).argmax(-1).numpy() != rows.y
     assert report["test"]["mean"] == pytest.approx(wrong.mean())
     assert report["test"]["sd"] == pytest.approx(np.std(wrong.mean(1), ddof=1))

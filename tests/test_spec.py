@@ -261,11 +261,11 @@ class TestBad:
             ),
             (
                 {"training": {"patience": 3}, "final": {"fit_on": "train+val"}},
-                "final.fit_on: train+val leaves no rows to stop early on; drop training.patience",
+                "final.fit_on: the refit on train+val leaves no rows to stop early on; drop training.patience",
             ),
             (
                 {"training": {"keep": "best"}, "final": {"fit_on": "train+val"}},
-                "final.fit_on: train+val leaves no rows to pick the best epoch on; drop training.keep",
+                "final.fit_on: the refit on train+val leaves no rows to pick the best epoch on; drop training.keep",
             ),
             (
                 {"training": {"label_smoothing": 0.1}, "study": {"metric": "rmse"}},

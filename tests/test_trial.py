@@ -14,6 +14,7 @@ from tuner.trial import (
     Loss,
     Norm,
     Optimizer,
+    Scaling,
     Schedule,
     TrialConfig,
 )
@@ -34,6 +35,7 @@ def test_defaults_agree() -> None:
 
 def test_choices_agree() -> None:
     names = {
+        "scaling": Scaling,
         "activation": Activation,
         "loss": Loss,
         "initialization": Initialization,

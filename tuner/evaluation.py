@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.data.dataset import TrainingData, load_training_data
+from tuner.data.dataset import FinalData, load_final_data
 from tuner.data.sealed import open_test
 from tuner.errors import BadInputError, NothingCompletedError
 from tuner.learning.device import DeviceData, resolve_device, tensors
@@ -99,32 +99,29 @@ def evaluate(manager: StudyManager, name: str, *, device: str = "auto") -> dict[
         if winner is None:
             raise NothingCompletedError(f"study {name!r} has no completed trial, so there is no winner to evaluate")
         spec, root = manager.spec(name), manager.data_root(name)
-        data = load_training_data(spec, root)
-        check_digests(manager, name, data)
+        final = load_final_data(spec, root, spec.trial_config(winner.params).scaling)
+        check_digests(manager, name, final.data)
         manager.begin_evaluation(name)
-        manager.store_evaluation(name, refit_and_test(spec, root, data, winner, device=device).as_dict())
+        manager.store_evaluation(name, refit_and_test(spec, root, final, winner, device=device).as_dict())
     stored = manager.evaluation(name)
     assert stored is not None
     return stored
 
 
 def refit_and_test(
-    spec: StudySpec, root: Path, data: TrainingData, winner: BestTrial, *, device: str = "auto"
+    spec: StudySpec, root: Path, final: FinalData, winner: BestTrial, *, device: str = "auto"
 ) -> Evaluation:
     """Train the winner's configuration anew from ``final.seeds`` seeds, then score it on the test rows."""
     config, metric = spec.trial_config(winner.params), spec.study.metric
     place = resolve_device(device)
     if place.type == "cpu":
         single_thread()
-    rows = DeviceData.place(data, place)
-    target_epochs = config.max_epochs
-    if spec.final.fit_on == "train+val":
-        rows = _joined(rows)
-        target_epochs = winner.epochs
+    rows = DeviceData.place(final.data, place)
+    target_epochs = winner.epochs if spec.fit_on == "train+val" else config.max_epochs
     seeds = range(spec.final.seeds)
     tasks = [_refit_task(spec, config, target_epochs, seed) for seed in seeds]
     states = train_to_end(tasks, rows, metric)
-    x_test, y_test = tensors(open_test(spec, root), place, rows.dtype)
+    x_test, y_test = tensors(open_test(spec, root, final.preprocessing), place, rows.dtype)
     test = kept_outputs(tasks, states, rows, x_test)
     train = score(metric, kept_outputs(tasks, states, rows, rows.x_train), rows.y_train, rows.target_sd)
     per_seed = score(metric, test, y_test, rows.target_sd).tolist()
@@ -143,7 +140,7 @@ def refit_and_test(
             confidence=spec.final.confidence,
         ),
         train_mean=train.mean().item(),
-        selection_bound=selection_bound(spec, config, validation_rows=len(data.val)),
+        selection_bound=selection_bound(spec, config, validation_rows=final.validation_rows),
     )
 
 
@@ -202,16 +199,3 @@ def selection_bound(spec: StudySpec, config: TrialConfig, *, validation_rows: in
 def _refit_task(spec: StudySpec, config: TrialConfig, target_epochs: int, seed: int) -> LaneTask:
     lane = Lane(number=seed, config=config, key=lane_key(spec.study.seed, seed, REFIT))
     return LaneTask(lane=lane, target_epochs=target_epochs)
-
-
-def _joined(rows: DeviceData) -> DeviceData:
-    """Train and validation rows together as training rows; the validation rows stay what they are."""
-    return DeviceData(
-        x_train=torch.cat([rows.x_train, rows.x_val]),
-        y_train=torch.cat([rows.y_train, rows.y_val]),
-        x_val=rows.x_val,
-        y_val=rows.y_val,
-        task=rows.task,
-        n_outputs=rows.n_outputs,
-        target_sd=rows.target_sd,
-    )

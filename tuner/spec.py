@@ -118,27 +118,87 @@ class StudySection(_Section):
 
 
 class SplitSection(_Section):
-    """``[data] split``: shares of the rows. Left out, the size decides: 60/20/20, or 98/1/1 above a million rows."""
+    """``[data] split``: which rows train, validate and test.
 
-    train: float = Field(gt=0, lt=1)
-    val: float = Field(gt=0, lt=1)
-    test: float = Field(gt=0, lt=1)
-    stratify: bool | None = None  # None: stratified for classification
+    Shares of the rows (left out, the size decides: 60/20/20, or 98/1/1 above a million rows), dealt at random, by
+    ``group`` or by ``time``; or ``folds``, with a share to test on; or the parts are given, by a ``column`` of the
+    table or a ``file`` of row numbers.
+    """
+
+    train: float | None = Field(default=None, gt=0, lt=1)
+    val: float | None = Field(default=None, gt=0, lt=1)
+    test: float | None = Field(default=None, gt=0, lt=1)
+    stratify: bool | None = None  # None: stratified for classification, unless dealt by group or time
+    group: str | None = None  # rows that agree in this column stay in one part
+    time: str | None = None  # this column orders the rows: train before validation before test
+    folds: int = Field(default=0, ge=0, le=100)  # 0: one validation part
+    column: str | None = None  # it says train, val or test in every row
+    file: str | None = None  # a JSON or NPZ file with the row numbers of train, val and test
+
+    @field_validator("folds")
+    @classmethod
+    def _is_several(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("one fold leaves no rows to train on; give 2 or more, or leave folds out")
+        return folds
+
+    @property
+    def fractions(self) -> tuple[float, float, float] | None:
+        """Shares of train, validation and test; None where the size decides."""
+        if self.train is None or self.val is None or self.test is None:
+            return None
+        return self.train, self.val, self.test
 
     @model_validator(mode="after")
-    def _adds_up(self) -> SplitSection:
-        total = self.train + self.val + self.test
-        if abs(total - 1) > 1e-9:
-            raise ValueError(f"train + val + test must be 1, they add up to {total:g}")
+    def _is_one_rule(self, info: ValidationInfo) -> SplitSection:
+        if any(
+            location == ("data", "split", key) for location in info.context or () for key in type(self).model_fields
+        ):
+            return self  # one of its keys was taken out
+        ways = [key for key in ("column", "file", "time", "folds") if getattr(self, key)]
+        if len(ways) > 1:
+            raise ValueError(f"{' and '.join(ways)} are two ways to split; keep one of them")
+        shares = [key for key in ("train", "val", "test") if getattr(self, key) is not None]
+        if ways and ways[0] in ("column", "file"):
+            if given := [*shares, *(key for key in ("stratify", "group") if getattr(self, key) is not None)]:
+                raise ValueError(f"{ways[0]} says where each row belongs; drop {', '.join(given)}")
+        elif self.folds:
+            if given := [key for key in shares if key != "test"]:
+                raise ValueError(f"folds share what is not test, so each row validates once; drop {', '.join(given)}")
+        elif shares and len(shares) < 3:
+            raise ValueError("train, val and test belong together; give all three shares, or none")
+        elif (fractions := self.fractions) is not None and abs(sum(fractions) - 1) > 1e-9:
+            raise ValueError(f"train + val + test must be 1, they add up to {sum(fractions):g}")
+        if self.time is not None and self.group is not None:
+            raise ValueError("group and time are two ways to split; keep one of them")
+        for key in ("time", "group"):
+            if self.stratify and getattr(self, key) is not None:
+                raise ValueError(f"stratify: is for a random split, this one is by {key}; drop one of them")
         return self
 
 
 class DataSection(_Section):
-    """``[data]``: where the rows come from. A relative path is relative to the study file's folder."""
+    """``[data]``: where the rows come from. A relative path is relative to the study file's folder.
+
+    ``drop`` names columns that are not features; ``categorical`` names numeric columns whose numbers are only names.
+    """
 
     source: str = Field(min_length=1)
     target: str | None = None
     split: SplitSection | None = None
+    drop: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    scaling: _setting("scaling") = _default("scaling")  # type: ignore[valid-type]
+
+    @field_validator("drop", "categorical", mode="before")
+    @classmethod
+    def _is_a_list(cls, names: Any) -> Any:
+        return tuple(names) if isinstance(names, list) else names
+
+    @property
+    def folds(self) -> int:
+        """How many folds a trial is trained on; 1 without folds."""
+        return self.split.folds or 1 if self.split is not None else 1
 
 
 class ModelSection(_Section):
@@ -209,7 +269,7 @@ class FinalSection(_Section):
     """``[final]``: how the winner is refitted before the test set is opened once."""
 
     seeds: int = Field(default=5, ge=1, le=1000)
-    fit_on: Literal["train", "train+val"] = "train"
+    fit_on: Literal["train", "train+val"] | None = None  # None: train, or all of both where they were folds
     confidence: float = Field(default=0.95, gt=0, lt=1)
 
 
@@ -241,7 +301,12 @@ class StudySpec(_Section):
     @property
     def search_space(self) -> Space:
         """The domain of every hyperparameter, wherever the file wrote it."""
-        sections: Mapping[str, BaseModel] = {"model": self.model, "training": self.training, "space": self.space}
+        sections: Mapping[str, BaseModel] = {
+            "data": self.data,
+            "model": self.model,
+            "training": self.training,
+            "space": self.space,
+        }
         return Space({name: getattr(sections[rule.section], name) for name, rule in HYPERPARAMETERS.items()})
 
     @property
@@ -250,6 +315,11 @@ class StudySpec(_Section):
         if self.search.trials is not None:
             return self.search.trials
         return self.search_space.grid_size
+
+    @property
+    def fit_on(self) -> Literal["train", "train+val"]:
+        """The rows that the winner is refitted on."""
+        return self.final.fit_on or ("train+val" if self.data.folds > 1 else "train")
 
     @property
     def keep(self) -> Keep:
@@ -366,7 +436,7 @@ def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
     def sound(*paths: str) -> bool:
         return not any(_touches(tuple(path.split(".")), location) for path in paths for location in broken)
 
-    sections = ("model", "training", "space")
+    sections = ("data.scaling", "model", "training", "space")
     search, training = spec.search, spec.training
     if search.sampler == "grid":
         if sound("search.sampler", "search.trials", *sections):
@@ -397,10 +467,14 @@ def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
         yield "training.momentum: nesterov needs momentum above 0; raise it, or use sgd"
     if training.patience > 0 and training.keep == "last" and sound("training.patience", "training.keep"):
         yield "training.keep: patience keeps the best epoch's weights, not the last; set keep = 'best' or leave it out"
-    if spec.final.fit_on == "train+val" and training.patience > 0 and sound("final.fit_on", "training.patience"):
-        yield "final.fit_on: train+val leaves no rows to stop early on; drop training.patience"
-    if spec.final.fit_on == "train+val" and training.keep == "best" and sound("final.fit_on", "training.keep"):
-        yield "final.fit_on: train+val leaves no rows to pick the best epoch on; drop training.keep"
+    if spec.data.folds > 1 and spec.final.fit_on == "train" and sound("data.split", "final.fit_on"):
+        yield "final.fit_on: with folds every row is a train row of some fold; drop fit_on"
+    if spec.fit_on == "train+val" and sound("final.fit_on"):
+        key = "data.split.folds" if spec.data.folds > 1 else "final.fit_on"
+        if training.patience > 0 and sound("training.patience"):
+            yield f"{key}: the refit on train+val leaves no rows to stop early on; drop training.patience"
+        if training.keep == "best" and sound("training.keep"):
+            yield f"{key}: the refit on train+val leaves no rows to pick the best epoch on; drop training.keep"
 
 
 def _listed(domain: Domain) -> tuple[Value, ...]:

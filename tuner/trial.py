@@ -14,9 +14,11 @@ Optimizer = Literal["sgd", "nesterov", "rmsprop", "adam", "adamw", "adamw_decoup
 Schedule = Literal["constant", "cosine", "inverse", "inverse_sqrt", "exponential", "step"]
 Averaging = Literal["none", "swa", "ema"]
 ClassWeight = Literal["none", "balanced"]
+Scaling = Literal["standard", "robust", "quantile"]
 Keep = Literal["last", "best"]
 Task = Literal["classification", "regression"]
 Value = float | int | str
+Section = Literal["data", "model", "training", "space"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Hyperparameter:
     names a categorical may take. ``default`` None means that a study file must say it.
     """
 
-    section: Literal["model", "training", "space"]
+    section: Section
     kind: Literal["float", "int", "bool", "categorical"]
     low: float = float("-inf")
     high: float = float("inf")
@@ -37,12 +39,12 @@ class Hyperparameter:
     default: Value | None = None
 
 
-def _share(section: Literal["model", "training", "space"], default: float) -> Hyperparameter:
+def _share(section: Section, default: float) -> Hyperparameter:
     """A number in [0, 1)."""
     return Hyperparameter(section=section, kind="float", low=0, high=1, high_open=True, default=default)
 
 
-def _name_of(section: Literal["model", "training"], literal: Any, default: str) -> Hyperparameter:
+def _name_of(section: Section, literal: Any, default: str) -> Hyperparameter:
     """One of the names of a Literal type."""
     return Hyperparameter(section=section, kind="categorical", choices=get_args(literal), default=default)
 
@@ -54,6 +56,7 @@ HYPERPARAMETERS: Mapping[str, Hyperparameter] = {
     "dropout": _share("space", 0.0),
     "width": Hyperparameter(section="space", kind="int", low=1, high=2**16),
     "depth": Hyperparameter(section="space", kind="int", low=1, high=64),
+    "scaling": _name_of("data", Scaling, "standard"),
     "activation": _name_of("model", Activation, "relu"),
     "loss": _name_of("model", Loss, "auto"),
     "initialization": _name_of("model", Initialization, "torch"),
@@ -91,6 +94,7 @@ class TrialConfig:
     dropout, input_dropout: probability to drop a hidden unit, an input, as in ``torch.nn.Dropout`` (the lecture's p is
         the probability to keep).
     width, depth: hidden units a layer; number of hidden layers.
+    scaling: how numeric columns are scaled, see :mod:`tuner.data.preprocessing`.
     loss: ``auto`` is cross-entropy for classes, square loss for numbers. Square loss of classes is against one-hot
         targets, hinge is the multi-class margin loss of ``torch.nn.MultiMarginLoss``.
     initialization: weights uniform in ±1/√fan_in as ``torch.nn.Linear``; or Xavier's ±√(6/(fan_in+fan_out)) or He's
@@ -119,6 +123,7 @@ class TrialConfig:
     dropout: float = 0.0
     width: int
     depth: int
+    scaling: Scaling = "standard"
     activation: Activation = "relu"
     loss: Loss = "auto"
     initialization: Initialization = "torch"

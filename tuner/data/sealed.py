@@ -6,15 +6,16 @@ from pathlib import Path
 
 from tuner.data._prepare import prepare
 from tuner.data.dataset import Rows
+from tuner.data.preprocessing import Preprocessing
 from tuner.spec import StudySpec
 
 
-def open_test(spec: StudySpec, root: Path) -> Rows:
-    """The test rows of a study, preprocessed with statistics of its train rows alone.
+def open_test(spec: StudySpec, root: Path, preprocessing: Preprocessing) -> Rows:
+    """The test rows of a study, preprocessed with what was fitted on other rows.
 
     Opening them is what the evaluation ledger counts: call this once a study, after the last choice was made. A
     relative path in the spec starts at ``root``. Raises DataError, as :func:`tuner.data.load_training_data` does.
     """
     prepared = prepare(spec, root)
-    x, y = prepared.rows(prepared.split.test)
+    x, y = prepared.rows(preprocessing, prepared.split.test)
     return Rows(x=x, y=y)

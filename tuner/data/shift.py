@@ -23,9 +23,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
 from tuner.data._prepare import prepare
+from tuner.data.columns import Kind
 from tuner.spec import StudySpec
 
-Kind = Literal["numeric", "boolean", "category", "date"]
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
@@ -137,11 +137,15 @@ class ShiftReport:
 def check_shift(spec: StudySpec, root: Path) -> ShiftReport:
     """Compare the inputs of a study's parts. A relative path in the spec starts at ``root``. Raises DataError."""
     prepared = prepare(spec, root)
-    split, table = prepared.split, prepared.table
-    inputs = pl.DataFrame(table.features, schema=list(table.feature_names))
+    split, frame = prepared.split, prepared.table.frame
+    schema = prepared.schema(split.train)
     rows: dict[Part, npt.NDArray[np.int64]] = {"train": split.train, "validation": split.val, "test": split.test}
-    kinds: dict[str, Kind] = dict.fromkeys(table.feature_names, "numeric")
-    return compare_inputs({part: inputs[chosen] for part, chosen in rows.items()}, kinds, seed=spec.study.seed)
+    return compare_inputs(
+        {part: schema.apply(frame[chosen]) for part, chosen in rows.items()},
+        {column.name: column.kind for column in schema.columns},
+        seed=spec.study.seed,
+        by_time=spec.data.split is not None and spec.data.split.time is not None,
+    )
 
 
 def compare_inputs(

@@ -1,6 +1,6 @@
-"""A source: where a table of rows comes from, read once into numbers or refused with the reason.
+"""A source: where a table of rows comes from, read once as it is or refused with the reason.
 
-Shapes: ``n`` rows, ``D`` features, ``C`` classes. Rows are counted from 1 in messages, a CSV's header not included.
+Shapes: ``n`` rows, ``C`` classes. Rows are counted from 1 in messages, a CSV's header not included.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,20 @@ import numpy.typing as npt
 import polars as pl
 from sklearn import datasets
 
-from tuner.data._digest import sha256_of
+from tuner.data._digest import column_arrays, sha256_of
 from tuner.errors import DataError
 from tuner.spec import DataSection, metrics_for
 from tuner.trial import Task
 
 MIN_ROWS = 3  # one each to train, to validate and to test on
 
+NULL_VALUES = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "?")  # texts of a CSV that mean a missing value
+
 _REGRESSION_METRICS = metrics_for("regression")
 _CLASSIFICATION_METRICS = metrics_for("classification")
-_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
-_KNOWN = f"a source is sklearn:NAME or a file ending in {', '.join(_SUFFIXES)}"
+_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz", ".npy")
+_KNOWN = f"a source is sklearn:NAME, openml:ID or a file ending in {', '.join(_SUFFIXES)}"
+_ROWS_TO_GUESS = 10_000  # of a CSV: if a later row does not fit the types of these, all rows decide
 _LARGEST_EXACT = 2.0**53  # above it a float cannot tell neighbouring whole numbers apart
 
 # scikit-learn's diabetes comes standardised over all its rows, test rows included: scaled=False undoes that.
@@ -45,44 +49,53 @@ _SKLEARN: Mapping[str, tuple[Callable[[], Any], Task]] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
-    """All rows of a source, before any split: finite numbers, at least one feature and :data:`MIN_ROWS` rows.
+    """All rows of a source, before any split: at least one feature column and :data:`MIN_ROWS` rows.
 
-    features: (n, D) float64, C-contiguous; feature_names: D of them.
+    frame: the n rows of the feature columns, in the types they were read in; values may be missing, none is infinite.
     target: (n,) int64 codes 0..C-1 for classification, (n,) float64 for regression.
     classes: the C labels as text in code order; empty for regression.
+    by: the column that the split is by (``data.split``'s group, time or column), or None.
     """
 
-    features: npt.NDArray[np.float64]
-    feature_names: tuple[str, ...]
+    frame: pl.DataFrame
     target: npt.NDArray[np.int64] | npt.NDArray[np.float64]
     classes: tuple[str, ...]
     target_name: str
+    by: pl.Series | None = None
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content, hexadecimal: equal tables have equal digests, whatever file they came from."""
+        apart = self.by is not None and self.by.name not in self.frame.columns
+        columns = [*self.frame, self.by] if apart and self.by is not None else [*self.frame]
         return sha256_of(
-            arrays=(self.features, self.target), texts=(self.feature_names, self.classes, self.target_name)
+            arrays=chain(*map(column_arrays, columns), [self.target]),
+            texts=(*(column.name for column in columns), self.classes, self.target_name),
         )
 
 
 def load_table(section: DataSection, task: Task, root: Path) -> Table:
     """Read ``section.source``; a relative path starts at ``root``.
 
-    ``sklearn:NAME`` is a table that comes with scikit-learn. A CSV (gzipped or not) or Parquet file needs
-    ``section.target``, the name of its target column; all other columns are features, numbers or booleans. An NPZ file
-    holds ``X`` (or ``x``, ``features``) of shape (n, D) and ``y`` (or ``target``, or the name in ``section.target``) of
-    shape (n,). Classes that are whole numbers are coded in their numerical order, others in the order of their text.
+    ``sklearn:NAME`` is a table that comes with scikit-learn, ``openml:ID`` one of openml.org, which scikit-learn
+    downloads once. A CSV (gzipped or not) or Parquet file needs ``section.target``, the name of its target column; all
+    columns but the target, ``section.drop`` and those that only split are features. In a CSV, :data:`NULL_VALUES` are
+    missing values. An NPZ file holds ``X`` (or ``x``, ``features``) of shape (n, D) and ``y`` (or ``target``, or the
+    name in ``section.target``) of shape (n,); an NPY file one array whose columns are x0, x1, …, or are named where its
+    type has fields. Classes that are whole numbers are coded in their numerical order, others in the order of their
+    text.
 
     Raises DataError when the source is unknown or unreadable, or its rows break a rule above.
     """
     source = section.source
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", source)
     if scheme is not None:
+        if scheme[1] == "openml":
+            return _from_openml(section, task)
         if scheme[1] != "sklearn":
-            near = _near(scheme[1], ["sklearn"])
+            near = _near(scheme[1], ["sklearn", "openml"])
             raise DataError(f"data.source: unknown scheme {scheme[1]!r}{near}; {_KNOWN}")
-        return _from_sklearn(source, section.target, task)
+        return _from_sklearn(section, task)
     suffix = next((s for s in reversed(_SUFFIXES) if source.lower().endswith(s)), None)
     if suffix is None:
         near = f" (did you mean 'sklearn:{source}'?)" if source in _SKLEARN else ""
@@ -93,11 +106,13 @@ def load_table(section: DataSection, task: Task, root: Path) -> Table:
     if not path.exists():
         raise DataError(f"data.source: no such file: {path} (a relative path starts at the study file's folder)")
     if suffix == ".npz":
-        return _from_npz(path, source, section.target, task)
-    return _from_frame(_read_frame(path, source, suffix), source, section.target, task)
+        return _from_npz(path, section, task)
+    frame = _read_npy(path, source) if suffix == ".npy" else _read_frame(path, source, suffix)
+    return _from_frame(frame, section, task)
 
 
-def _from_sklearn(source: str, target: str | None, task: Task) -> Table:
+def _from_sklearn(section: DataSection, task: Task) -> Table:
+    source, target = section.source, section.target
     name = source.partition(":")[2]
     if name not in _SKLEARN:
         known = ", ".join(_SKLEARN)
@@ -112,40 +127,63 @@ def _from_sklearn(source: str, target: str | None, task: Task) -> Table:
             f"{source}: the target is a quantity, not a class; use a regression metric: {_REGRESSION_METRICS}"
         )
     bunch = load()
-    features = np.ascontiguousarray(bunch.data, dtype=np.float64)
-    names = tuple(str(name) for name in bunch.feature_names)
-    if task == "regression":
-        return Table(
-            features=features,
-            feature_names=names,
-            target=bunch.target.astype(np.float64),
-            classes=(),
-            target_name="target",
-        )
-    return Table(
-        features=features,
-        feature_names=names,
-        target=bunch.target.astype(np.int64),
-        classes=tuple(str(label) for label in bunch.target_names),
-        target_name="target",
-    )
+    features = pl.DataFrame(bunch.data.astype(np.float64), schema=[str(name) for name in bunch.feature_names])
+    codes = bunch.target.astype(np.float64 if task == "regression" else np.int64)
+    classes = () if task == "regression" else tuple(str(label) for label in bunch.target_names)
+    return _table(features, codes, classes, "target", section)
+
+
+def _from_openml(section: DataSection, task: Task) -> Table:
+    """scikit-learn downloads, keeps and checks the table; pandas holds it on the way."""
+    source = section.source
+    number = source.partition(":")[2]
+    if not re.fullmatch(r"[0-9]+", number):
+        raise DataError(f"data.source: {source!r} needs the data set's number on openml.org, as in openml:31")
+    try:
+        bunch = datasets.fetch_openml(data_id=int(number), as_frame=True, parser="auto")
+    except ImportError:
+        raise DataError(f"{source}: needs pandas; install it with: pip install 'tuner[openml]'") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{source}: cannot be had from openml.org {_first_line(error)}") from None
+    frame = pl.DataFrame([_from_pandas(bunch.frame[name], str(name)) for name in bunch.frame.columns])
+    default = bunch.target_names[0] if section.target is None and bunch.target_names else None
+    return _from_frame(frame, section, task, target=default)
+
+
+def _from_pandas(column: Any, name: str) -> pl.Series:
+    """One column of a pandas frame, without pyarrow."""
+    if column.dtype.kind in "biuf":
+        return pl.Series(name, column.to_numpy())
+    missing = column.isna().to_numpy()
+    return pl.Series(name, [None if gone else str(value) for value, gone in zip(column, missing, strict=True)])
+
+
+def read_csv(path: Path, types: Mapping[str, pl.DataType] | None = None) -> pl.DataFrame:
+    """A CSV as polars reads it; ``types`` of columns that are not to be guessed. Raises polars' errors."""
+    settings: dict[str, Any] = {"null_values": list(NULL_VALUES), "schema_overrides": types, "glob": False}
+    try:
+        return pl.read_csv(path, infer_schema_length=_ROWS_TO_GUESS, **settings)
+    except pl.exceptions.ComputeError:
+        # A first text in row 50,000 makes a column text as well as one in row 1.
+        return pl.read_csv(path, infer_schema_length=None, **settings)
 
 
 def _read_frame(path: Path, source: str, suffix: str) -> pl.DataFrame:
     try:
-        if suffix == ".parquet":
-            return pl.read_parquet(path, glob=False)
-        # The whole file decides a column's type: a first text in row 5,000 is found as well as one in row 1.
-        return pl.read_csv(path, infer_schema_length=None, glob=False)
+        return pl.read_parquet(path, glob=False) if suffix == ".parquet" else read_csv(path)
     except pl.exceptions.NoDataError:
         raise DataError(f"{source}: the file is empty; it needs a line of column names, then rows") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        if "utf-8" in str(error).lower():
+            raise DataError(f"{source}: is not UTF-8 text; convert it, as with: iconv -f latin1 -t utf-8") from None
         kind = "Parquet" if suffix == ".parquet" else "CSV"
         raise DataError(f"{source}: cannot be read as {kind}, is it damaged or cut off? {_first_line(error)}") from None
 
 
-def _from_frame(frame: pl.DataFrame, source: str, target: str | None, task: Task) -> Table:
-    names = frame.columns
+def _from_frame(frame: pl.DataFrame, section: DataSection, task: Task, *, target: str | None = None) -> Table:
+    """``target``: of a source that names its own, where the section names none."""
+    names, source = frame.columns, section.source
+    target = section.target or target
     if target is None:
         raise DataError(f"data.target: missing; say which column of {source} is the target: {_listed(names)}")
     if target not in names:
@@ -158,25 +196,67 @@ def _from_frame(frame: pl.DataFrame, source: str, target: str | None, task: Task
         if (copy := re.fullmatch(r"(.*)_duplicated_\d+", name, re.DOTALL)) and copy[1] in names:
             raise DataError(f"{source}: two columns are named {copy[1]!r}; give every column its own name")
     _check_rows(frame.height, source)
-    feature_names = tuple(name for name in names if name != target)
-    if not feature_names:
-        raise DataError(f"{source}: has no column beside the target {target!r}; a table needs at least one feature")
     codes, classes = _encode(frame[target], target, source, task)
-    columns = []
-    for name in feature_names:
-        numbers = _numbers(frame[name])
-        if numbers is None:
-            example, row = _not_a_number(frame[name])
+    return _table(frame.drop(target), codes, classes, target, section)
+
+
+def _table(
+    features: pl.DataFrame,
+    target: npt.NDArray[np.int64] | npt.NDArray[np.float64],
+    classes: tuple[str, ...],
+    target_name: str,
+    section: DataSection,
+) -> Table:
+    """The table without what is dropped, and with the column that splits apart unless it is a time."""
+    names, source = features.columns, section.source
+    split = section.split
+    divider = None if split is None else split.group or split.time or split.column
+    for key, wanted in (
+        ("data.drop", section.drop),
+        ("data.categorical", section.categorical),
+        ("data.split", () if divider is None else (divider,)),
+    ):
+        for name in wanted:
+            if name == target_name:
+                raise DataError(f"{key}: {name!r} is the target; name another column")
+            if name not in names:
+                near = _near(name, names)
+                raise DataError(f"{key}: no column {name!r} in {source}{near}; its columns: {_listed(names)}")
+    by = None if divider is None else features[divider]
+    apart = [*section.drop, *([divider] if split is not None and divider is not None and not split.time else [])]
+    features = features.drop(apart)
+    if not features.width:
+        raise DataError(
+            f"{source}: has no column beside the target {target_name!r}; a table needs at least one feature"
+        )
+    features = features.with_columns(pl.selectors.float().fill_nan(None))
+    for column in features:
+        if column.dtype.is_nested() or column.dtype in (pl.Object, pl.Binary):
             raise DataError(
-                f"{source}: column {name!r} is not numeric ({example!r} in row {row}); write it as numbers, or drop it"
+                f"{source}: column {column.name!r} holds {column.dtype}; a feature is numbers, booleans, dates or "
+                f"text; take it apart, or list it in data.drop"
             )
-        columns.append(numbers)
-    features = np.ascontiguousarray(pl.DataFrame(columns).to_numpy(), dtype=np.float64)
-    _check_finite(features, feature_names, source)
-    return Table(features=features, feature_names=feature_names, target=codes, classes=classes, target_name=target)
+    _check_finite(features, source)
+    return Table(frame=features, target=target, classes=classes, target_name=target_name, by=by)
 
 
-def _from_npz(path: Path, source: str, target: str | None, task: Task) -> Table:
+def _read_npy(path: Path, source: str) -> pl.DataFrame:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{source}: cannot be read as NPY, is it damaged or cut off? {_first_line(error)}") from None
+    if array.dtype.names is not None and array.ndim == 1:
+        return pl.DataFrame([_as_series(array[name]).alias(name) for name in array.dtype.names])
+    if array.ndim != 2 or array.dtype.kind not in "biuf":
+        raise DataError(
+            f"{source}: needs numbers of the shape (rows, columns), or rows of named fields; it has the shape "
+            f"{array.shape} and the type {array.dtype}"
+        )
+    return pl.DataFrame([_as_series(column).alias(f"x{i}") for i, column in enumerate(array.T)])
+
+
+def _from_npz(path: Path, section: DataSection, task: Task) -> Table:
+    source, target = section.source, section.target
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
@@ -222,10 +302,8 @@ def _from_npz(path: Path, source: str, target: str | None, task: Task) -> Table:
     if values.dtype.kind not in "biufUS":
         raise DataError(f"{source}: {target_name} holds {values.dtype}; a target is numbers, booleans or text")
     codes, classes = _encode(_as_series(values), target_name, source, task)
-    feature_names = tuple(f"x{column}" for column in range(features.shape[1]))
-    features = np.ascontiguousarray(features, dtype=np.float64)
-    _check_finite(features, feature_names, source)
-    return Table(features=features, feature_names=feature_names, target=codes, classes=classes, target_name=target_name)
+    frame = pl.DataFrame([_as_series(column).alias(f"x{i}") for i, column in enumerate(features.T)])
+    return _table(frame, codes, classes, target_name, section)
 
 
 def _array_name(names: Sequence[str], candidates: Sequence[str], what: str, source: str) -> str:
@@ -257,19 +335,14 @@ def _check_rows(n: int, source: str) -> None:
         raise DataError(f"{source}: has {counted}; a table needs at least {MIN_ROWS}, to train, validate and test on")
 
 
-def _check_finite(features: npt.NDArray[np.float64], names: Sequence[str], source: str) -> None:
-    finite = np.isfinite(features)
-    bad = np.flatnonzero(~finite.all(axis=0))
-    if not bad.size:
-        return
-    column = features[:, bad[0]]
-    missing, infinite = int(np.isnan(column).sum()), int(np.isinf(column).sum())
-    counts = [f"{missing} missing or NaN"] * (missing > 0) + [f"{infinite} infinite"] * (infinite > 0)
-    others = f", and {bad.size - 1} more columns have some" if bad.size > 1 else ""
-    raise DataError(
-        f"{source}: column {names[bad[0]]!r} has {' and '.join(counts)} of {len(column)} values "
-        f"(first in row {int(np.argmin(finite[:, bad[0]])) + 1}){others}; fill them in, or drop these rows or columns"
-    )
+def _check_finite(features: pl.DataFrame, source: str) -> None:
+    for column in features.select(pl.selectors.float()):
+        infinite = column.is_infinite().fill_null(False)
+        if infinite.any():
+            raise DataError(
+                f"{source}: column {column.name!r} has {infinite.sum()} infinite of {len(column)} values "
+                f"(first in row {infinite.arg_max() + 1}); write what is missing as an empty field, or drop these rows"  # type: ignore[operator]
+            )
 
 
 def _numbers(column: pl.Series) -> pl.Series | None:

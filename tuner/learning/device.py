@@ -63,8 +63,9 @@ class DeviceData:
     @classmethod
     def place(cls, data: TrainingData, device: torch.device, dtype: torch.dtype = torch.float32) -> DeviceData:
         """Copy the rows to ``device``."""
-        x_train, y_train = tensors(data.train, device, dtype)
-        x_val, y_val = tensors(data.val, device, dtype)
+        view = data.only
+        x_train, y_train = tensors(view.train, device, dtype)
+        x_val, y_val = tensors(view.val, device, dtype)
         return cls(
             x_train=x_train,
             y_train=y_train,
@@ -72,7 +73,7 @@ class DeviceData:
             y_val=y_val,
             task=data.task,
             n_outputs=data.n_outputs,
-            target_sd=data.target_sd,
+            target_sd=view.target_sd,
         )
 
 

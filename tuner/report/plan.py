@@ -76,13 +76,16 @@ def _data(data: DataSummary) -> str:
         )
     parts = {"train": data.n_train, "validation": data.n_val, "test": data.n_test}
     split = ", ".join(f"{part} {n:,} ({100 * n / data.rows:.3g} %)" for part, n in parts.items())
-    return pairs(
-        {
-            "source": f"{data.source}, {count(data.rows, 'row')}, {count(data.features, 'feature')}",
-            "target": target,
-            "split": f"{split}, {'stratified' if data.stratified else 'not stratified'}; test stays sealed",
-        }
-    )
+    if data.folds > 1:
+        split = f"{data.folds} folds, each {split}"
+    kinds = ", ".join(f"{n} {kind}" for kind, n in data.columns.items())
+    lines = {
+        "source": f"{data.source}, {count(data.rows, 'row')}",
+        "target": target,
+        "columns": f"{kinds}; {count(data.features, 'feature')}",
+        "split": f"{split}, {data.dealt}; test stays sealed",
+    }
+    return "\n".join([pairs(lines), *(f"  note: {note}" for note in data.notes)])
 
 
 def _shift(shift: ShiftReport) -> list[str]:

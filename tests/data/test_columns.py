@@ -1,0 +1,143 @@
+from datetime import UTC, date, datetime
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tuner.data import Schema
+from tuner.data.columns import Kind, read_as
+from tuner.errors import DataError
+
+MANY = 30
+
+
+def infer_one(values: Any, name: str = "c", **settings: Any) -> Schema:
+    """The schema of one column beside one that is always kept."""
+    column = pl.Series(name, values)
+    other = pl.Series("kept", [i % 2 + 0.5 for i in range(len(column))])
+    return Schema.infer(pl.DataFrame([column, other]), **settings)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1, 2, 3], "numeric"),
+        ([1.5, None, 2.5], "numeric"),
+        (["1", " 2.5 ", "-3e4", None], "numeric"),
+        ([True, False, None], "boolean"),
+        (["true", "False", " TRUE"], "boolean"),
+        (["a", "b", "a"], "category"),
+        (pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])), "category"),
+        ([date(2024, 1, 1), date(2024, 1, 2)], "date"),
+        (["2024-01-01", "2024-02-30T12:00", "x"], "category"),
+        (["2024-01-01", "2024-02-28 12:00:01.5", "2024-02-28T12:00Z", "2024-02-28T12:00:00+0130"], "date"),
+        (["2024-01-01", "2024-02-30"], "category"),  # no such day
+        ([7.5, None, 7.5], "category"),
+    ],
+)
+def test_kinds(values: Any, kind: Kind) -> None:
+    assert [column.kind for column in infer_one(values).columns] == [kind, "numeric"]
+
+
+def test_a_few_texts_among_numbers_are_missing() -> None:
+    values = [str(i) for i in range(MANY)] + ["unknown"]
+    schema = infer_one(values)
+    assert schema.of_kind("numeric") == ["c", "kept"]
+    assert schema.notes == ("column 'c': numbers, with texts such as 'unknown' among them that read as missing",)
+    assert schema.apply(pl.DataFrame({"c": ["7", "unknown"], "kept": [1, 2]}))["c"].to_list() == [7, None]
+
+
+def test_many_texts_among_numbers_make_a_category() -> None:
+    schema = infer_one([str(i % 3) for i in range(MANY)] + ["a", "b", "a", "b"])
+    assert schema.of_kind("category") == ["c"]
+    assert schema.notes == ("column 'c': category: most values are numbers, but 'a' and others are not",)
+
+
+@pytest.mark.parametrize(
+    ("values", "note"),
+    [
+        ([3, 3, 3], "dropped: constant on the train rows"),
+        (["a", "a", "a"], "dropped: constant on the train rows"),
+        ([None, None, None], "dropped: no value on the train rows"),
+        ([" ", "", None], "dropped: no value on the train rows"),
+        ([f"name {i}" for i in range(MANY)], "dropped: nearly every row has a text of its own"),
+    ],
+)
+def test_useless_columns_are_dropped(values: Any, note: str) -> None:
+    schema = infer_one(values)
+    assert [column.name for column in schema.columns] == ["kept"]
+    assert len(schema.notes) == 1
+    assert schema.notes[0].startswith(f"column 'c': {note}")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "warned"),
+    [
+        ("c", range(1000, 1000 + MANY), True),
+        ("customer_id", range(0, 10**6 * MANY, 10**6), True),
+        ("income", range(0, 10**6 * MANY, 10**6), False),
+        ("c", [i // 2 for i in range(MANY)], False),
+        ("c", [float(i) for i in range(MANY)], False),
+    ],
+)
+def test_identifiers_are_warned_about(name: str, values: Any, warned: bool) -> None:
+    schema = infer_one(values, name)
+    assert schema.of_kind("numeric") == [name, "kept"]
+    assert [("looks like an identifier" in note) for note in schema.notes] == [True] * warned
+
+
+def test_one_note_names_all_its_columns() -> None:
+    frame = pl.DataFrame({**{f"c{i}": [0, 0] for i in range(9)}, "kept": [1, 2]})
+    assert Schema.infer(frame).notes == (
+        "columns 'c0', 'c1', 'c2', 'c3', 'c4', 'c5' and 3 more: dropped: constant on the train rows",
+    )
+
+
+def test_a_number_that_orders_the_rows_is_dropped() -> None:
+    schema = infer_one([1, 2, 3], time="c")
+    assert [column.name for column in schema.columns] == ["kept"]
+    assert "orders the rows in time" in schema.notes[0]
+
+
+def test_nothing_left() -> None:
+    with pytest.raises(DataError, match="no feature column is left: columns 'a', 'b': dropped: constant"):
+        Schema.infer(pl.DataFrame({"a": [1, 1], "b": [2, 2]}))
+
+
+def test_lists_are_no_feature() -> None:
+    with pytest.raises(DataError, match=r"column 'c' holds List\(Int64\)"):
+        infer_one([[1], [2]])
+
+
+def test_categories_are_read_as_text_from_a_csv() -> None:
+    assert infer_one([1, 2], categorical=("c",)).text_types == {"c": pl.String()}
+
+
+def test_json_and_back() -> None:
+    schema = infer_one(["2024-01-01", "2024-01-02"], time="c")
+    assert Schema.from_json(schema.as_json()) == schema
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (["1", "x", "inf", None, ""], "numeric", [1, None, None, None, None]),
+        ([1, 0, None], "boolean", [True, False, None]),
+        (["TRUE", "no", "false "], "boolean", [True, None, False]),
+        ([1, None], "category", ["1", None]),
+        ([" a", "", "a"], "category", ["a", None, "a"]),
+        (["2024-01-01", "soon", None], "date", [datetime(2024, 1, 1), None, None]),
+        (
+            [datetime(2024, 1, 1, 12, tzinfo=UTC)],
+            "date",
+            [datetime(2024, 1, 1, 12)],
+        ),
+        (
+            ["2024-01-01T12:00+02:00", "2024-01-01 12:00:00.25"],
+            "date",
+            [datetime(2024, 1, 1, 10), datetime(2024, 1, 1, 12, 0, 0, 250000)],
+        ),
+    ],
+)
+def test_reading_as_a_kind(values: Any, kind: Kind, expected: list[Any]) -> None:
+    assert read_as(pl.Series("c", values), kind).to_list() == expected

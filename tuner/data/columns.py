@@ -1,0 +1,241 @@
+"""Columns: what each feature column of a table is, told by the train rows alone.
+
+A schema is inferred once, on train rows, and then reads any other frame of the same table: validation and test rows,
+and the rows of a later prediction. A value that does not fit the column's kind reads as missing.
+
+Shapes: ``n`` rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import polars as pl
+
+from tuner.errors import DataError
+
+Kind = Literal["numeric", "boolean", "category", "date"]
+
+NUMBERS_SHARE = 0.95  # of a text column's values that must be numbers for the column to be numeric
+ROUNDING = 1e-13  # numbers that differ by less, relative to the largest, are one
+NAMED_COLUMNS = 6  # in a note; the rest is counted
+
+_ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
+_ID_NAME = re.compile(r"(^|[^a-z])(id|ids|uuid|guid|index|row|nr|no|number|key|pid|unnamed: 0)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A feature column. recurring: of a date, only the parts that come again (day of year, of week, time of day)."""
+
+    name: str
+    kind: Kind
+    recurring: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """The feature columns that are used, in the order of the table, and notes on those that are not.
+
+    Each note is one line: what was found in which columns, and what was done about it.
+    """
+
+    columns: tuple[Column, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def infer(cls, train: pl.DataFrame, *, categorical: Collection[str] = (), time: str | None = None) -> Schema:
+        """From the train rows of a table's feature columns, as read.
+
+        A column of numbers or booleans, or of texts that all say numbers, booleans or ISO dates, is what it says; a few
+        other texts among numbers (up to 5 %) read as missing. Every other text is a category, and so is whatever
+        ``categorical`` names. Columns that are constant, empty, or different in every row as text, are dropped.
+        ``time`` is the column that ordered the rows: what only grows from train to test is not learnt from.
+
+        Raises DataError when a column holds lists or the like, or no column is left.
+        """
+        columns: list[Column] = []
+        found: dict[str, list[str]] = {}
+
+        def note(what: str, name: str) -> None:
+            found.setdefault(what, []).append(name)
+
+        for series in train:
+            name = series.name
+            kind = "category" if name in categorical else _kind(series, note)
+            if kind is None:
+                continue
+            values = read_as(series, kind)
+            if (dropped := _useless(values, kind)) is not None:
+                note(dropped, name)
+                continue
+            if kind == "numeric" and _is_constant(values.drop_nulls(), kind):
+                kind = "category"  # one number or none: only whether it is there can be learnt from
+            if name == time and kind != "date":
+                note("dropped: it orders the rows in time, and later values are never seen in training", name)
+                continue
+            if kind == "numeric" and _looks_like_an_id(series):
+                note("looks like an identifier: if it only names the row, list it in data.drop", name)
+            columns.append(Column(name=name, kind=kind, recurring=name == time))
+        if not columns:
+            raise DataError(
+                f"no feature column is left: {'; '.join(_lines(found)) or 'there is none'}; a table needs at least one "
+                f"column that differs from row to row"
+            )
+        return cls(columns=tuple(columns), notes=tuple(_lines(found)))
+
+    def of_kind(self, kind: Kind) -> list[str]:
+        """Names of the columns of one kind, in order."""
+        return [column.name for column in self.columns if column.kind == kind]
+
+    def apply(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The schema's columns of any frame that has them, in order, as Float64, Boolean, String or Datetime.
+
+        What cannot be read as its kind is null. Raises DataError when a column is missing.
+        """
+        self.check_names(frame.columns)
+        return frame.select(read_as(frame[column.name], column.kind) for column in self.columns)
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Raises DataError naming the columns that are not there."""
+        if missing := [column.name for column in self.columns if column.name not in names]:
+            raise DataError(f"columns are missing: {listed(missing)}; give every column that the model was trained on")
+
+    @property
+    def text_types(self) -> dict[str, pl.DataType]:
+        """For reading a CSV: categories are text, even where they look like numbers."""
+        return {name: pl.String() for name in self.of_kind("category")}
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """The columns as plain values; :meth:`from_json` is the inverse. Notes are left out."""
+        return [asdict(column) for column in self.columns]
+
+    @classmethod
+    def from_json(cls, columns: Iterable[Mapping[str, Any]]) -> Schema:
+        return cls(columns=tuple(Column(**column) for column in columns))
+
+
+def read_as(series: pl.Series, kind: Kind) -> pl.Series:
+    """A column as read, in the type of its kind; null where it does not fit.
+
+    numeric: Float64, finite. boolean: Boolean. category: String without blanks around it. date: Datetime in UTC.
+    """
+    if kind == "numeric":
+        return _numbers(series)
+    if kind == "boolean":
+        if series.dtype == pl.String:
+            text = _text(series).str.to_lowercase()
+            return text.replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
+        return series.cast(pl.Boolean, strict=False)
+    if kind == "date":
+        return _moments(series)
+    return _text(series)
+
+
+def listed(names: Sequence[str], most: int = NAMED_COLUMNS) -> str:
+    """``a, b, c and 4 more``."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _kind(series: pl.Series, note: Any) -> Kind | None:
+    """What the train rows say the column is; None for one that is empty there."""
+    kind = series.dtype
+    if series.null_count() == len(series):
+        note("dropped: no value on the train rows", series.name)
+        return None
+    if kind.is_numeric() or kind == pl.Duration:
+        return "numeric"
+    if kind == pl.Boolean:
+        return "boolean"
+    if kind in (pl.Date, pl.Datetime):
+        return "date"
+    if kind in (pl.Categorical, pl.Enum):
+        return "category"
+    if kind != pl.String:
+        raise DataError(f"column {series.name!r} holds {kind}; a feature is numbers, booleans, dates or text")
+    return _kind_of_text(series, note)
+
+
+def _kind_of_text(series: pl.Series, note: Any) -> Kind | None:
+    text = _text(series).drop_nulls()
+    if text.is_empty():
+        note("dropped: no value on the train rows", series.name)
+        return None
+    if text.str.to_lowercase().is_in(["true", "false"]).all():
+        return "boolean"
+    other = text.cast(pl.Float64, strict=False).is_null()
+    share = 1 - other.sum() / len(text)
+    if share >= NUMBERS_SHARE:
+        if share < 1:
+            note(f"numbers, with texts such as {text.filter(other)[0]!r} among them that read as missing", series.name)
+        return "numeric"
+    if text.str.contains(_ISO_DATE).all() and _moments(text).null_count() == 0:
+        return "date"
+    if share > 0.5:
+        note(f"category: most values are numbers, but {text.filter(other)[0]!r} and others are not", series.name)
+    return "category"
+
+
+def _useless(values: pl.Series, kind: Kind) -> str | None:
+    """Why nothing can be learnt from a column, or None."""
+    present = values.drop_nulls()
+    if present.is_empty():
+        return "dropped: no value on the train rows"
+    if len(present) == len(values) and _is_constant(present, kind):
+        return "dropped: constant on the train rows"
+    if kind == "category" and len(present) >= 20 and present.n_unique() > 0.9 * len(present):
+        return "dropped: nearly every row has a text of its own, so no category can be learnt"
+    return None
+
+
+def _is_constant(present: pl.Series, kind: Kind) -> bool:
+    """Whether all values are one, numbers up to rounding."""
+    low: Any = present.min()
+    high: Any = present.max()
+    if kind == "numeric":
+        return bool(high - low <= ROUNDING * max(abs(low), abs(high)))
+    return bool(low == high)
+
+
+def _looks_like_an_id(series: pl.Series) -> bool:
+    """Whole numbers, another in every row, that count rows or whose column is named like an identifier's."""
+    if not series.dtype.is_integer() or len(series) < 20 or series.null_count() or not series.is_unique().all():
+        return False
+    span = int(series.max()) - int(series.min())  # type: ignore[arg-type]
+    return span < 3 * len(series) or _ID_NAME.search(series.name) is not None
+
+
+def _text(series: pl.Series) -> pl.Series:
+    """Text without the blanks around it; nothing left is missing."""
+    text = series.cast(pl.String).str.strip_chars()
+    return text.set(text == "", None)
+
+
+def _numbers(series: pl.Series) -> pl.Series:
+    if series.dtype == pl.Duration:
+        series = series.dt.total_microseconds() / 1e6
+    numbers = (_text(series) if series.dtype == pl.String else series).cast(pl.Float64, strict=False)
+    if not numbers.is_finite().all():
+        numbers = numbers.set(numbers.is_finite().not_(), None)
+    return numbers
+
+
+def _moments(series: pl.Series) -> pl.Series:
+    """Dates and times, in UTC where a zone is known, as Datetime in microseconds without a zone."""
+    if series.dtype == pl.Datetime and series.dtype.time_zone is not None:  # type: ignore[attr-defined]
+        series = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    if series.dtype != pl.String:
+        return series.cast(pl.Datetime("us"), strict=False)
+    text = _text(series).str.replace(" ", "T", literal=True).str.replace("Z", "+00:00", literal=True)
+    whole = text.str.replace(r"^(\d{4}-\d{2}-\d{2})$", "${1}T00:00").str.replace(r"(T\d{2}:\d{2})([+-]|$)", "${1}:00$2")
+    zoned = whole.str.replace(r"([+-]\d{2}):?(\d{2})$", "$1$2").str.replace(r"(T[\d:.]+)$", "${1}+0000")
+    parsed = zoned.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", time_zone="UTC", strict=False)
+    return parsed.dt.replace_time_zone(None)
+
+
+def _lines(found: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{'column' if len(names) == 1 else 'columns'} {listed(names)}: {what}" for what, names in found.items()]
