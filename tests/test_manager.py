@@ -28,6 +28,7 @@ SUMMARY_KEYS = [
     "direction",
     "sampler",
     "pruner",
+    "minutes",
     "trials",
     "epochs_trained",
     "seconds",
@@ -162,6 +163,7 @@ class TestSummary:
             "direction": "minimize",
             "sampler": "random",
             "pruner": "hyperband",
+            "minutes": None,
             "trials": _counts(total=9, waiting=9),
             "epochs_trained": 0,
             "seconds": 0.0,
@@ -172,7 +174,7 @@ class TestSummary:
         full = manager.summary("fleet").as_dict()
         assert list(full) == SUMMARY_KEYS
         assert list(full["trials"]) == ["total", "complete", "pruned", "failed", "running", "waiting"]
-        assert list(full["best"]) == ["number", "value", "epochs", "params"]
+        assert list(full["best"]) == ["number", "value", "epochs", "complete", "params"]
         assert full["state"] == "finished"
         assert full["trials"] == _counts(total=9, complete=1, pruned=8)
         assert full["epochs_trained"] == 6 * 1 + 2 * 3 + 1 * 9

@@ -1,6 +1,7 @@
 """Study files: what a good one means, and what each bad one is told."""
 
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,15 @@ class TestGood:
         assert list(spec.search_space) == list(HYPERPARAMETERS)
         assert list(spec.search_space.searched) == ["learning_rate"]
         assert spec.search_space["optimizer"] == Constant(value="adamw")
+
+    @pytest.mark.parametrize(("minutes", "trials"), [(0.01, 1_000), (5, 50_000), (10_000, 500_000)])
+    def test_time_alone_bounds_the_trials(self, minutes: float, trials: int) -> None:
+        content = tomllib.loads(SMALLEST)
+        del content["search"]["trials"]
+        spec = parse_spec(content, minutes=minutes)
+        assert (spec.search.minutes, spec.total_trials) == (minutes, trials)
+        assert parse_spec(content, minutes=minutes, trials=7).total_trials == 7
+        assert parse_spec(json.loads(spec.as_json())) == spec
 
     @pytest.mark.parametrize(
         ("metric", "task", "direction"),
@@ -218,8 +228,20 @@ class TestBad:
             ),
             (
                 {"search": {"sampler": "random", "trials": None}},
-                "search.trials: missing; say how many trials the study has",
+                "search.trials: missing; say how many trials the study has in total, or give search.minutes",
             ),
+            (
+                {"search": {"trials": None, "minutes": 10, "pruner": "successive_halving"}},
+                "search.trials: missing; the one bracket of successive_halving is as large as the study: give trials",
+            ),
+            (
+                {"search": {"trials": None, "minutes": 10, "refine": {"rounds": 2, "keep": 0.5}}},
+                "search.trials: missing; the rounds of refine are shares of the trials: give trials beside minutes",
+            ),
+            ({"search": {"minutes": 0}}, "search.minutes: should be greater than 0, got 0"),
+            ({"search": {"minutes": math.nan}}, "search.minutes: should be a finite number, got nan"),
+            ({"search": {"minutes": "10"}}, "search.minutes: should be a valid number, got '10'"),
+            ({"search": {"minutes": 1e6}}, "search.minutes: should be less than or equal to 525600, got 1000000.0"),
             (
                 {"search": {"sampler": "grid"}},
                 "space.learning_rate: a grid needs a step, or a list of choices; search.sampler is grid",

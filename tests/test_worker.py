@@ -2,10 +2,12 @@
 
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from tuner import worker as worker_module
 from tuner.errors import DataError
@@ -13,6 +15,7 @@ from tuner.learning.trainer import PackTrainer
 from tuner.manager import StudyManager, TrialRow
 from tuner.plan import create_study
 from tuner.spec import StudySpec, parse_spec
+from tuner.storage import schema
 from tuner.storage.checkpoints import CheckpointStore
 from tuner.worker import run_worker
 
@@ -163,6 +166,33 @@ def test_a_lost_checkpoint_costs_time_never_correctness(
     monkeypatch.setattr(worker_module, "_REMEMBERED", 0)
     run(manager, study())
     assert results(manager) == undisturbed
+
+
+def test_a_time_budget_ends_at_the_end_of_an_epoch(manager: StudyManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock jumps past the budget during the third epoch: no other is trained, and nothing is left over."""
+    spec = study(search={"trials": 8, "pruner": "none", "minutes": 30.0}, training={"max_epochs": 100_000})
+    original, clock, epochs = PackTrainer.run_epoch, time.monotonic, 0
+
+    def slow(self: PackTrainer) -> Any:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 3:
+            passed = update(schema.workers).values(started_at=schema.workers.c.started_at - 1800)
+            manager._database.write(lambda c: c.execute(passed) and None)
+            monkeypatch.setattr(worker_module.time, "monotonic", lambda: clock() + 1800)
+        return original(self)
+
+    monkeypatch.setattr(PackTrainer, "run_epoch", slow)
+    trials = run(manager, spec)
+    assert epochs == 3
+    assert {(t.state, t.reason) for t in trials} == {("pruned", "time budget of 30 minutes over")}
+    furthest = max(t.epochs for t in trials)
+    assert furthest == 3
+    assert manager.summary("tiny").state == "finished"
+    best = manager.best("tiny")
+    assert best is not None
+    assert (best.complete, best.epochs) == (False, 3)
+    assert best.value == min(t.value for t in trials if t.value is not None and t.epochs == 3)
 
 
 def test_early_stopping_takes_part_in_the_rungs(manager: StudyManager) -> None:

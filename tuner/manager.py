@@ -22,13 +22,13 @@ from tuner import __version__
 from tuner.errors import BadInputError, SpecMismatchError, StorageError, StudyNotFoundError, WorkerRefusedError
 from tuner.search import hyperband
 from tuner.search.distributions import distributions
-from tuner.spec import Direction, StudySpec, parse_spec
+from tuner.spec import Direction, StudySpec, minutes_text, parse_spec
 from tuner.storage import bulk, records
 from tuner.storage.checkpoints import CheckpointStore
 from tuner.storage.crew import union_s, worker_name
 from tuner.storage.database import OPEN_PATIENCE_S, PATIENCE_S, Database, now, open_database, sqlite_file
 from tuner.storage.ledger import Ledger
-from tuner.storage.schema import checkpoints, curves, evaluations, rungs, slots, studies, workers
+from tuner.storage.schema import UNFINISHED, checkpoints, curves, evaluations, rungs, slots, studies, workers
 from tuner.trial import Value
 
 LIVE_S = 30.0  # seconds without a heartbeat after which a worker counts as dead
@@ -44,11 +44,15 @@ _MISSING = object()  # a key that is not there
 
 @dataclass(frozen=True, kw_only=True)
 class BestTrial:
-    """The best completed trial so far; the lower number of equal ones."""
+    """The best completed trial so far; the lower number of equal ones.
+
+    complete: False where a time budget was over before any trial completed: the best of those that got furthest.
+    """
 
     number: int
     value: float
     epochs: int
+    complete: bool
     params: dict[str, Value]
 
     def as_dict(self) -> dict[str, Any]:
@@ -57,7 +61,11 @@ class BestTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class StudySummary:
-    """One study at a glance. ``trials`` counts by state; ``seconds`` is how long at least one worker was at work."""
+    """One study at a glance.
+
+    minutes: its time budget, if it has one; then it has at most ``trials["total"]`` trials, and those that never began
+    do not count once it is over. trials: counts by state. seconds: how long at least one worker was at work.
+    """
 
     name: str
     state: StudyState
@@ -65,6 +73,7 @@ class StudySummary:
     direction: Direction
     sampler: str
     pruner: str
+    minutes: float | None
     trials: dict[str, int]
     epochs_trained: int
     seconds: float
@@ -293,9 +302,15 @@ class StudyManager:
     def retry(self, name: str) -> int:
         """Let workers try the study's failed trials again, with all their attempts; returns how many there are.
 
-        Raises BadInputError when the study's test set has been opened.
+        Raises BadInputError when the study's test set has been opened, or its time budget is over.
         """
         self._keep_sealed(name)
+        study = self.summary(name)
+        if study.minutes is not None and study.seconds >= 60 * study.minutes:
+            raise BadInputError(
+                f"the time budget of study {name!r} is over: {minutes_text(study.minutes)}; "
+                "to search on, use another name"
+            )
         return len(self.ledger(name).retry())
 
     def delete(self, name: str) -> None:
@@ -357,9 +372,11 @@ class StudyManager:
         ]
 
     def best(self, name: str) -> BestTrial | None:
-        """The best completed trial so far, None before there is one."""
+        """The best completed trial so far, None before there is one. Once a time budget is over, the best of the trials
+        that got furthest where none completed.
+        """
         row = self._study(name)
-        return self._database.read(lambda connection: _best(connection, row.study_id, _parsed(row).direction))
+        return self._database.read(lambda connection: _best(connection, row.study_id, _parsed(row)))
 
     def workers(self, name: str) -> list[WorkerRow]:
         """Everybody who ever worked on the study, in order of arrival."""
@@ -502,7 +519,7 @@ class StudyManager:
                     specs[row.study_id],
                     [count for count in counted if count.study_id == row.study_id],
                     [worker for worker in crew if worker.study_id == row.study_id],
-                    _best(connection, row.study_id, specs[row.study_id].direction),
+                    _best(connection, row.study_id, specs[row.study_id]),
                     stored.get(row.study_id),
                 )
                 for row in rows
@@ -612,17 +629,27 @@ def _live() -> Any:
     return and_(workers.c.ended_at.is_(None), workers.c.heartbeat_at > now() - LIVE_S)
 
 
-def _best(connection: Connection, study_id: int, direction: Direction) -> BestTrial | None:
-    order = slots.c.value.desc() if direction == "maximize" else slots.c.value
-    row = connection.execute(
-        select(slots.c.number, slots.c.value, slots.c.epochs, slots.c.params)
-        .where(slots.c.study_id == study_id, slots.c.state == "complete", slots.c.value.is_not(None))
-        .order_by(order, slots.c.number)
-        .limit(1)
-    ).one_or_none()
+def _best(connection: Connection, study_id: int, spec: StudySpec) -> BestTrial | None:
+    value = slots.c.value.desc() if spec.direction == "maximize" else slots.c.value
+    judged = select(slots.c.number, slots.c.value, slots.c.epochs, slots.c.params, slots.c.state).where(
+        slots.c.study_id == study_id, slots.c.value.is_not(None)
+    )
+    complete = judged.where(slots.c.state == "complete").order_by(value, slots.c.number)
+    row = connection.execute(complete.limit(1)).one_or_none()
+    if row is None and spec.search.minutes is not None:
+        unfinished = select(slots.c.number).where(slots.c.study_id == study_id, slots.c.state.in_(UNFINISHED))
+        if connection.execute(unfinished.limit(1)).first() is None:
+            furthest = judged.where(slots.c.state == "pruned").order_by(slots.c.epochs.desc(), value, slots.c.number)
+            row = connection.execute(furthest.limit(1)).one_or_none()
     if row is None:
         return None
-    return BestTrial(number=row.number, value=row.value, epochs=row.epochs, params=json.loads(row.params))
+    return BestTrial(
+        number=row.number,
+        value=row.value,
+        epochs=row.epochs,
+        complete=row.state == "complete",
+        params=json.loads(row.params),
+    )
 
 
 def _evaluations(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -658,6 +685,7 @@ def _summary(
         direction=spec.direction,
         sampler=spec.search.sampler,
         pruner=spec.search.pruner,
+        minutes=spec.search.minutes,
         trials={"total": total, **final, "running": running, "waiting": unfinished - running},
         epochs_trained=sum(int(count.epochs) for count in counted),
         seconds=union_s((worker.started_at, worker.heartbeat_at) for worker in crew),

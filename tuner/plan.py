@@ -31,7 +31,7 @@ class StudyPlan:
 
     @property
     def trials(self) -> int:
-        """N: how many trials the study has in total."""
+        """N: how many trials the study has in total; with a time budget, at most."""
         return self.spec.total_trials
 
     @property
@@ -82,6 +82,7 @@ class StudyPlan:
             "sampler": self.spec.search.sampler,
             "pruner": self.spec.search.pruner,
             "refine": None if (rules := self.spec.search.refine) is None else rules.model_dump(),
+            "minutes": self.spec.search.minutes,
             "trials": self.trials,
             "epochs": self.epochs,
             "data": asdict(self.data),

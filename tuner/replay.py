@@ -54,9 +54,10 @@ def replay(manager: StudyManager, name: str, number: int, *, device: str = "auto
     Raises StudyNotFoundError; BadInputError for a trial that does not exist or has not been trained; DataError when the
     data are not what the study was created with.
     """
-    trials = manager.trials(name)
-    if not 0 <= number < len(trials):
-        raise BadInputError(f"study {name!r} has trials 0 to {len(trials) - 1}, not {number}")
+    trials = {trial.number: trial for trial in manager.trials(name)}
+    if number not in trials:  # a time budget may leave gaps: slots that never began
+        have = f"trials {min(trials)} to {max(trials)}" if trials else "no trials"
+        raise BadInputError(f"study {name!r} has {have}, not {number}; tuner trials {name} lists them")
     params, curve = trials[number].params, manager.curve(name, number)
     if params is None or not curve:
         raise BadInputError(f"trial {number} of study {name!r} has not been trained yet: it is {trials[number].state}")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -37,6 +37,11 @@ Direction = Literal["minimize", "maximize"]
 Location = tuple[str, ...]  # the keys that lead to a place in the file: ("data", "split", "train")
 
 MAX_TRIALS = 10_000_000
+MAX_MINUTES = 525_600.0  # a year
+# How many trials a study has at most that says only how long it may take: more than a GPU gets through in the time, few
+# enough that inserting their slots takes less than a hundredth of it.
+TRIALS_A_MINUTE = 10_000
+TRIALS_IN_TIME = (1_000, 500_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +253,9 @@ class SearchSection(_Section):
 
     sampler: Sampler = "random"
     pruner: Pruner = "hyperband"
-    trials: int | None = Field(default=None, ge=1, le=MAX_TRIALS)  # None only for a grid: its number of points
+    trials: int | None = Field(default=None, ge=1, le=MAX_TRIALS)  # None: a grid's points, or what minutes allow
+    # The time budget: during which at least one worker is at work. Whichever is reached first, trials or minutes.
+    minutes: float | None = Field(default=None, gt=0, le=MAX_MINUTES, allow_inf_nan=False)
     eta: int = Field(default=3, ge=2, le=100)  # Hyperband's η: one of η configurations survives a rung
     min_epochs: int = Field(default=1, ge=1)  # Hyperband's smallest resource
     refine: RefineSection | None = None  # None: all trials draw from the whole space
@@ -311,10 +318,13 @@ class StudySpec(_Section):
 
     @property
     def total_trials(self) -> int:
-        """N: how many trials the study has, whatever the number of workers."""
+        """N: how many trials the study has, whatever the number of workers; with ``search.minutes``, at most."""
         if self.search.trials is not None:
             return self.search.trials
-        return self.search_space.grid_size
+        if self.search.sampler == "grid" or self.search.minutes is None:
+            return self.search_space.grid_size
+        fewest, most = TRIALS_IN_TIME
+        return max(fewest, min(round(TRIALS_A_MINUTE * self.search.minutes), most))
 
     @property
     def fit_on(self) -> Literal["train", "train+val"]:
@@ -355,6 +365,14 @@ class StudySpec(_Section):
         ]
 
 
+def minutes_text(minutes: float) -> str:
+    """
+    >>> minutes_text(10.0), minutes_text(1.0), minutes_text(0.5)
+    ('10 minutes', '1 minute', '0.5 minutes')
+    """
+    return f"{minutes:g} minute{'' if minutes == 1 else 's'}"
+
+
 def load_spec(path: Path, **overrides: Any) -> StudySpec:
     """Read a study file. ``overrides`` as in :func:`parse_spec`.
 
@@ -380,6 +398,7 @@ def parse_spec(
     name: str | None = None,
     seed: int | None = None,
     trials: int | None = None,
+    minutes: float | None = None,
     max_epochs: int | None = None,
 ) -> StudySpec:
     """Validate the content of a study file; the keyword arguments, where given, override what it says.
@@ -391,6 +410,7 @@ def parse_spec(
         ("study", "name"): name,
         ("study", "seed"): seed,
         ("search", "trials"): trials,
+        ("search", "minutes"): minutes,
         ("training", "max_epochs"): max_epochs,
     }
     for (section, key), value in overrides.items():
@@ -442,8 +462,10 @@ def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
         if sound("search.sampler", "search.trials", *sections):
             yield from _grid_problems(spec)
     elif sound("search.sampler"):
-        if search.trials is None and sound("search.trials"):
-            yield "search.trials: missing; say how many trials the study has in total"
+        if search.trials is None and search.minutes is None and sound("search.trials", "search.minutes"):
+            yield "search.trials: missing; say how many trials the study has in total, or give search.minutes"
+        elif search.trials is None and sound("search.trials", "search.minutes"):
+            yield from _unbounded_problems(search, sound)
         if not spec.search_space.searched and sound(*sections):
             yield "space: nothing to search; give at least one hyperparameter a range or choices"
     if search.refine is not None and sound("search.refine"):
@@ -475,6 +497,17 @@ def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
             yield f"{key}: the refit on train+val leaves no rows to stop early on; drop training.patience"
         if training.keep == "best" and sound("training.keep"):
             yield f"{key}: the refit on train+val leaves no rows to pick the best epoch on; drop training.keep"
+
+
+def _unbounded_problems(search: SearchSection, sound: Callable[..., bool]) -> Iterator[str]:
+    """What cannot be planned where the time alone says how many trials there are."""
+    if search.pruner == "successive_halving" and sound("search.pruner"):
+        yield (
+            "search.trials: missing; the one bracket of successive_halving is as large as the study: give trials "
+            "beside minutes, or use hyperband or asha"
+        )
+    if search.refine is not None and sound("search.refine"):
+        yield "search.trials: missing; the rounds of refine are shares of the trials: give trials beside minutes"
 
 
 def _listed(domain: Domain) -> tuple[Value, ...]:

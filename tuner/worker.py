@@ -8,6 +8,7 @@ from the trials' seeds where there is none.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -81,6 +82,7 @@ class _Worker:
         self._paused: dict[int, LaneState] = {}  # lanes that wait for their rung's decision, still in memory
         self._lanes = 0
         self._epochs_per_s = 0.0
+        self._deadline = math.inf  # by time.monotonic: when the study's time budget is over
         self._gone = threading.Event()  # set when the work is over, for the heartbeat's thread
 
     def run(self) -> None:
@@ -88,8 +90,11 @@ class _Worker:
         heart.start()
         try:
             while not self.stop.is_set():
+                asked = time.monotonic()
                 claims = self.ledger.claim(self.id, limit=CLAIM_LANES[self.data.device.type], lease_s=LEASE_S)
                 if claims:
+                    left_s = claims[0].left_s
+                    self._deadline = math.inf if left_s is None else asked + left_s
                     self._train_all(claims)
                 elif self.ledger.finished() or self.ledger.stopped():
                     break
@@ -99,6 +104,10 @@ class _Worker:
             self._gone.set()
             heart.join()
             self.ledger.leave(self.id)
+
+    def _leaving(self) -> bool:
+        """Whether to stop at the end of this epoch: somebody asked for it, or the study's time budget is over."""
+        return self.stop.is_set() or time.monotonic() >= self._deadline
 
     def _beat(self) -> None:
         """Keep the leases alive while the main thread trains; notice when the study is stopped or deleted."""
@@ -115,7 +124,7 @@ class _Worker:
     # Training
 
     def _train_all(self, claims: Sequence[Claim]) -> None:
-        """Train the claimed slots, pack after pack; those that are not begun when ``stop`` is set are given back."""
+        """Train the claimed slots, pack after pack; those that are not begun when it has to leave are given back."""
         by_number = {claim.number: claim for claim in claims}
         states = self._states(claims)
         tasks = [
@@ -131,7 +140,7 @@ class _Worker:
             for claim in claims
         ]
         packs = plan_packs(tasks, self.data, self.budget)
-        while packs and not self.stop.is_set():
+        while packs and not self._leaving():
             pack = packs.pop(0)
             held = [by_number[task.lane.number] for task in pack]
             if len(pack) == 1 and (needed := bytes_of(pack, self.data)) > self.memory:
@@ -178,7 +187,7 @@ class _Worker:
         began = recorded = saved = time.monotonic()
         rows: list[EpochRow] = []
         trained = 0
-        while trainer.running and held and not self.stop.is_set():
+        while trainer.running and held and not self._leaving():
             self._lanes = len(trainer.running)
             results = trainer.run_epoch()
             trained += len(results)
@@ -208,11 +217,12 @@ class _Worker:
         open_ = [number for number in held if number in trainer.running]
         self._commit(trainer, [held[n] for n in over], [r for r in rows if r.number in over], time.monotonic() - began)
         if open_:
+            in_time = time.monotonic() < self._deadline  # else nobody goes on with them
             outcome = self.ledger.release(
                 self.id,
                 [(n, held[n].token, trainer.progress[n].epoch) for n in open_],
                 [row for row in rows if row.number in open_],
-                self._checkpoint(trainer, open_),
+                self._checkpoint(trainer, open_) if in_time else None,
             )
             self._settle(outcome)
         self._lanes = 0

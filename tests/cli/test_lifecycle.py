@@ -67,6 +67,7 @@ def test_show_follows_the_contract() -> None:
         "direction": "minimize",
         "sampler": "random",
         "pruner": "none",
+        "minutes": None,
         "trials": {"total": 3, "complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 3},
         "epochs_trained": 0,
         "seconds": 0.0,

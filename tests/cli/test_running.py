@@ -85,7 +85,7 @@ def test_results_follow_the_contract() -> None:
     tuner("worker", "tiny", "--device", "cpu", "--quiet")
     evaluation = tuner_json("evaluate", "tiny", "--device", "cpu")
     best, trials = tuner_json("best", "tiny"), tuner_json("trials", "tiny")
-    assert list(best) == ["number", "value", "epochs", "params"]
+    assert list(best) == ["number", "value", "epochs", "complete", "params"]
     assert [row["number"] for row in trials] == [0, 1, 2]
     assert list(trials[0]) == (
         ["number", "state", "value", "params", "epochs", "bracket", "rung", "attempt", "worker", "seconds", "reason"]
@@ -121,6 +121,43 @@ def test_searches_run_to_their_end(search: str) -> None:
     assert summary["state"] == "finished"
     assert summary["trials"]["complete"] >= 1
     assert summary["trials"]["complete"] + summary["trials"]["pruned"] == 12
+
+
+def test_a_time_budget_ends_a_study() -> None:
+    """The real thing: as many trials as there is time for, the winner evaluated, nobody left running."""
+    study = write_study(TINY.replace("trials = 3", "minutes = 10").replace('pruner = "none"', 'pruner = "hyperband"'))
+    text = tuner("check", study).stdout
+    assert "search: at most 100,000 trials in 10 minutes, random sampler" in text
+    assert "epochs at most, or as many as fit into 10 minutes" in text
+    created = tuner("create", study, "--minutes", "0.02").stdout
+    assert created == "tiny: created, at most 1,000 trials or 0.02 minutes in sqlite:///tuner.db\n"
+    tuner("worker", "tiny", "--device", "cpu", "--quiet")
+    out = tuner("run", study, "--minutes", "0.02").stdout
+    summary = tuner_json("show", "tiny")
+    trials = summary["trials"]
+    assert (summary["state"], summary["minutes"]) == ("finished", 0.02)
+    assert trials["running"] == trials["waiting"] == 0
+    assert 0 < trials["complete"] + trials["pruned"] == trials["total"] <= 1000
+    assert f"tiny: {trials['total']:,} of {trials['total']:,} trials done" in out
+    assert f"{summary['seconds']:.1f} s of 0.02 minutes" in out
+    print(f"overrun: {summary['seconds'] - 1.2:.2f} s of 1.2 s")
+    assert "study.name" not in tuner("run", study, "--minutes", "0.03", code=2).stderr
+    assert "search.minutes: 0.02 -> 0.03" in tuner("run", study, "--minutes", "0.03", code=2).stderr
+
+
+def test_no_trial_completes_in_time() -> None:
+    """The best of those that got furthest wins, and is said to be no more than that."""
+    study = write_study(
+        TINY.replace("trials = 3", "trials = 3\nminutes = 0.01").replace("max_epochs = 4", "max_epochs = 1000000")
+    )
+    tuner("create", study)
+    tuner("worker", "tiny", "--device", "cpu", "--quiet")
+    best = tuner_json("best", "tiny")
+    rows = tuner_json("trials", "tiny")
+    assert best["complete"] is False
+    assert best["epochs"] == max(row["epochs"] for row in rows)
+    assert "none completed in time, it is the best of those that got furthest" in tuner("best", "tiny").stdout
+    assert {row["reason"] for row in rows} == {"time budget of 0.01 minutes over"}
 
 
 def test_a_crew_of_workers() -> None:

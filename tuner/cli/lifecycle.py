@@ -20,6 +20,7 @@ from tuner.cli.options import (
     study_file,
 )
 from tuner.errors import BadInputError
+from tuner.report.layout import count
 
 
 @click.command()
@@ -53,11 +54,15 @@ def create(study_file: Path, storage: str, artifacts: str | None, **overrides: A
     spec = read_spec(study_file, **overrides)
 
     from tuner.plan import create_study
+    from tuner.spec import minutes_text
 
     with open_manager(storage, artifacts) as manager:
         created = create_study(manager, spec, study_file.parent)
         what = "created" if created else "there already"
-        click.echo(f"{spec.study.name}: {what}, {spec.total_trials:,} trials in {manager.storage}")
+        trials = count(spec.total_trials, "trial")
+        if spec.search.minutes is not None:
+            trials = f"at most {trials} or {minutes_text(spec.search.minutes)}"
+        click.echo(f"{spec.study.name}: {what}, {trials} in {manager.storage}")
 
 
 @click.command()
@@ -122,8 +127,6 @@ def retry(name: str, storage: str, artifacts: str | None) -> None:
 
     They keep their hyperparameters and get all their attempts anew.
     """
-    from tuner.report.layout import count
-
     with open_manager(storage, artifacts) as manager:
         again = manager.retry(name)
     if again:

@@ -68,6 +68,7 @@ def override_options(command: F) -> F:
         click.option("--name", metavar="NAME", help="Another study.name: the same file as another study."),
         click.option("--seed", type=int, help="Another study.seed."),
         click.option("--trials", type=int, help="Another search.trials: how many trials in total."),
+        click.option("--minutes", type=float, help="Another search.minutes: how long the workers may take in total."),
         click.option("--max-epochs", type=int, help="Another training.max_epochs: the most epochs a trial gets."),
     ]
     for option in reversed(options):

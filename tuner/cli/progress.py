@@ -76,6 +76,8 @@ class Plain(Silent):
         if now >= self._next and summary.epochs_trained:
             self._next = now + PLAIN_S
             of = f"{summary.epochs_trained:,} of {count(total_epochs, 'epoch')}"
+            if summary.minutes is not None:
+                of = f"{count(summary.epochs_trained, 'epoch')}, {100 * share(summary, total_epochs):.0f} %"
             click.echo(f"{summary.name}: {duration(now - self._start)}, {of}, {status(summary, speed)}", err=True)
 
 
@@ -119,8 +121,7 @@ class Live(Silent):
     def show(self, summary: StudySummary, total_epochs: int) -> None:
         speed = self._speed.update(summary.epochs_trained)
         if summary.epochs_trained:
-            done = total_epochs if summary.state == "finished" else summary.epochs_trained
-            self._bar.update(self._task, description=summary.name, total=total_epochs, completed=done)
+            self._bar.update(self._task, description=summary.name, total=1.0, completed=share(summary, total_epochs))
             self._line.plain = f"  {status(summary, speed)}"
 
 
@@ -147,11 +148,21 @@ class Speed:
         return (epochs - before) / (now - start) if now > start else None
 
 
+def share(summary: StudySummary, total_epochs: int) -> float:
+    """How much of a study is done, from 0 to 1: of its epochs, or of its time, whichever ends it first."""
+    if summary.state == "finished":
+        return 1.0
+    of_time = 0.0 if summary.minutes is None else summary.seconds / (60 * summary.minutes)
+    return min(1.0, max(summary.epochs_trained / max(total_epochs, 1), of_time))
+
+
 def status(summary: StudySummary, speed: float | None) -> str:
     """One line: trials that are over, the speed, the best value so far."""
     trials = summary.trials
     failed = f", {trials['failed']:,} failed" if trials["failed"] else ""
     pace = "" if speed is None else f", {speed:,.0f} epochs/s"
     best = "" if summary.best is None else f", best {summary.metric} {number(summary.best.value)}"
-    done = f"{trials['complete']:,} complete, {trials['pruned']:,} pruned{failed} of {count(trials['total'], 'trial')}"
+    most = "" if summary.minutes is None else "at most "
+    of = f"{most}{count(trials['total'], 'trial')}"
+    done = f"{trials['complete']:,} complete, {trials['pruned']:,} pruned{failed} of {of}"
     return f"{done}{pace}{best}"

@@ -8,6 +8,7 @@ from tuner.plan import StudyPlan
 from tuner.report.layout import count, indented, number, pairs, table
 from tuner.search import Bracket, rounds
 from tuner.space import Choices, Constant, Domain, Range
+from tuner.spec import minutes_text
 from tuner.trial import HYPERPARAMETERS
 
 _PRUNERS = {
@@ -28,6 +29,10 @@ def plan_text(plan: StudyPlan) -> str:
     without = "" if full == plan.epochs else f" ({full:,} without pruning)"
     # Promotions on what is known so far are a few more than 1/η, and a trial that diverges or stops early is fewer.
     bound = "or so" if search.pruner == "asha" else "at most"
+    trials = count(plan.trials, "trial")
+    if search.minutes is not None:
+        trials = f"at most {trials} in {minutes_text(search.minutes)}"
+        bound = f"at most, or as many as fit into {minutes_text(search.minutes)}"
     refits = count(plan.spec.final.seeds, "refit")
     lines = [
         f"{study.name}: {plan.spec.direction} the validation {study.metric}, seed {study.seed}",
@@ -40,7 +45,7 @@ def plan_text(plan: StudyPlan) -> str:
         f"space: {count(len(space.searched), 'hyperparameter')} to search, the others fixed",
         pairs({name: _domain(domain) for name, domain in space.items() if not _is_default(name, domain)}),
         "",
-        f"search: {count(plan.trials, 'trial')}, {search.sampler} sampler, {pruner}{eta}",
+        f"search: {trials}, {search.sampler} sampler, {pruner}{eta}",
         indented(table(["times", "s", "trials", "rungs: n_i trials trained to r_i epochs"], brackets)),
         "",
         *_refinement(plan),

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tuner.report.layout import count, duration, number, pairs, table
+from tuner.spec import minutes_text
 from tuner.trial import HYPERPARAMETERS
 
 Record = Mapping[str, Any]
@@ -89,8 +90,7 @@ def workers_text(workers: Sequence[Record]) -> str:
 def best_text(best: Record, metric: str, total: int) -> str:
     """The winner and what its score is worth."""
     score = f"{number(best['value'])}, {_optimistic(total)}"
-    trained = f"{best['number']}, {count(best['epochs'], 'epoch')}"
-    return pairs({f"validation {metric}": score, "trial": trained, **told(best["params"])}, indent="")
+    return pairs({f"validation {metric}": score, "trial": _trained(best), **told(best["params"])}, indent="")
 
 
 def told(params: Record) -> Record:
@@ -148,10 +148,15 @@ def outcome_text(study: Record, database: str, option: str = "") -> str:
         [
             f"{name}: {_work(study)}",
             pairs(scores, indent=""),
-            f"winner: trial {best['number']}, {count(best['epochs'], 'epoch')}\n{pairs(told(best['params']))}",
+            f"winner: trial {_trained(best)}\n{pairs(told(best['params']))}",
             pairs(what_next, indent=""),
         ]
     )
+
+
+def _trained(best: Record) -> str:
+    cut = "" if best["complete"] else "; none completed in time, it is the best of those that got furthest"
+    return f"{best['number']}, {count(best['epochs'], 'epoch')}{cut}"
 
 
 def _optimistic(total: int) -> str:
@@ -177,9 +182,11 @@ def _signed(value: float | None) -> str:
 def _work(study: Record) -> str:
     trials = study["trials"]
     states = ", ".join(f"{trials[state]:,} {state}" for state in ("complete", "pruned", "failed"))
+    most = "at most " if study["minutes"] is not None and study["state"] != "finished" else ""
+    budget = "" if study["minutes"] is None else f" of {minutes_text(study['minutes'])}"
     return (
-        f"{_over(trials):,} of {count(trials['total'], 'trial')} done ({states}), "
-        f"{count(study['epochs_trained'], 'epoch')} in {duration(study['seconds'])}"
+        f"{_over(trials):,} of {most}{count(trials['total'], 'trial')} done ({states}), "
+        f"{count(study['epochs_trained'], 'epoch')} in {duration(study['seconds'])}{budget}"
     )
 
 

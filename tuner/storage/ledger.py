@@ -7,6 +7,7 @@ A slot is one of the study's N trials. Its life::
        │   release, fail │  └─commit at the top rung──▶ complete (pruned, if it diverged)
        └─────────────────┘     attempts used up ─────▶ failed ──retry──▶ waiting
 
+A study whose time budget is over ends what nobody trains any more (:mod:`tuner.storage.budget`).
 Who goes on from a rung is decided in :mod:`tuner.storage.rungs`, what a slot's parameters are, and from coarse to fine
 when it may begin, in :mod:`tuner.storage.proposals`.
 
@@ -50,6 +51,7 @@ from tuner.errors import StudyNotFoundError
 from tuner.search.distributions import distributions_for, encode
 from tuner.spec import StudySpec
 from tuner.storage import bulk, crew, records
+from tuner.storage.budget import TimeBudget
 from tuner.storage.checkpoints import Checkpoint
 from tuner.storage.database import Database, clock, now
 from tuner.storage.proposals import Proposals
@@ -69,6 +71,7 @@ class Claim:
 
     params: every hyperparameter. epochs: trained already, which is what ``checkpoint`` holds (0 without one).
     target_epochs: how far the slot's rung goes, in total. attempt: 1, and one more after each loss or failure.
+    left_s: seconds until the study's time budget is over, when it was claimed; None without a budget.
     """
 
     number: int
@@ -80,6 +83,7 @@ class Claim:
     target_epochs: int
     attempt: int
     checkpoint: Checkpoint | None
+    left_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,7 @@ class Ledger:
         self._database = database
         self._rungs = Rungs(study_id, spec)
         self._proposals = Proposals(database, study_id, spec)
+        self._budget = TimeBudget(study_id, spec, self._rungs)
 
     # Workers
 
@@ -181,12 +186,13 @@ class Ledger:
 
         Promoted slots come first, then those whose lease is over, then new ones. Slots of other brackets of the same
         form fill a pack that one bracket does not fill. Slots without parameters get them drawn, all from one fit of
-        the sampler. Nothing when nothing can be claimed now, or the study is stopped.
+        the sampler. Nothing when nothing can be claimed now, the study is stopped, or its time budget is over: then
+        what nobody trains is ended here.
         """
         if limit < 1 or lease_s <= 0:
             raise ValueError(f"a claim needs limit >= 1 and lease_s > 0, got {limit} and {lease_s}")
         key = uuid.uuid4().hex
-        leased = self._database.write(lambda connection: self._lease(connection, worker_id, key, limit, lease_s))
+        leased, left_s = self._database.write(lambda c: self._lease(c, worker_id, key, limit, lease_s))
         undrawn = [row.number for row in leased if row.params is None]
         if undrawn:
             try:
@@ -195,15 +201,21 @@ class Ledger:
             except BaseException:
                 self.release(worker_id, [(row.number, row.token, 0) for row in leased], (), None)
                 raise
-        return [self._claim_of(row) for row in leased]
+        return [self._claim_of(row, left_s) for row in leased]
 
     def _lease(
         self, connection: Connection, worker_id: int, key: str, limit: int, lease_s: float
-    ) -> Sequence[Row[Any]]:
+    ) -> tuple[Sequence[Row[Any]], float | None]:
+        """The leased slots, and how many seconds of the time budget are left."""
         if self._study(connection).stopped:
-            return []
+            return [], None
+        left_s = self._budget.left_s(connection, worker_id)
         if mine := self._claimed(connection, worker_id, key):
-            return mine  # committed before, only the answer was lost
+            return mine, left_s  # committed before, only the answer was lost
+        if left_s is not None and left_s <= 0:
+            self._budget.close(connection)
+            self._sweep(connection)
+            return [], left_s
         if self._rungs.asynchronous:
             self._rungs.promote(connection, limit)
         open_ = slots.c.number < self._proposals.first_closed(connection)
@@ -233,8 +245,8 @@ class Ledger:
                 )
             )
             self._truncate(connection, [row for row in found if row.trial_id is not None])
-            return self._claimed(connection, worker_id, key)
-        return []
+            return self._claimed(connection, worker_id, key), left_s
+        return [], left_s
 
     def _lock_group(self, connection: Connection, wanted: ColumnElement[bool], limit: int) -> list[Row[Any]]:
         """Lock slots of the first (rung, target) that has unlocked ones: the deepest rung, then the oldest bracket."""
@@ -330,7 +342,7 @@ class Ledger:
             connection.execute(mine.order_by(slots.c.number).with_for_update()).all()
         return connection.execute(query).all()
 
-    def _claim_of(self, row: Row[Any]) -> Claim:
+    def _claim_of(self, row: Row[Any], left_s: float | None) -> Claim:
         kept = None
         if row.path is not None:
             kept = Checkpoint(name=row.path, sha256=row.sha256, bytes=int(row.bytes))
@@ -344,6 +356,7 @@ class Ledger:
             target_epochs=row.target,
             attempt=row.attempts,
             checkpoint=kept,
+            left_s=left_s,
         )
 
     # Results

@@ -147,6 +147,34 @@ def report(connection: Connection, reports: Sequence[Report]) -> None:
     bulk.insert(connection, intermediate_values, rows, conflict="skip", key=("trial_id", "step"))
 
 
+def reached(
+    connection: Connection, trial_ids: Sequence[int], best: Direction | None
+) -> dict[int, tuple[int, float | None]]:
+    """The last step of each trial that has any, and its value there; ``best``: its best finite value so far instead."""
+    steps = intermediate_values
+    found: dict[int, tuple[int, float | None]] = {}
+    for ids in batched(trial_ids):
+        ends = select(steps.c.trial_id, func.max(steps.c.step).label("step")).where(steps.c.trial_id.in_(ids))
+        last = ends.group_by(steps.c.trial_id).subquery()
+        at = and_(steps.c.trial_id == last.c.trial_id, steps.c.step == last.c.step)
+        rows = connection.execute(
+            select(
+                steps.c.trial_id, steps.c.step, steps.c.intermediate_value, steps.c.intermediate_value_type
+            ).select_from(steps.join(last, at))
+        )
+        for row in rows:
+            value = loaded_value(row.intermediate_value, row.intermediate_value_type.name)
+            found[row.trial_id] = (row.step, value)
+        if best is not None:
+            pick = func.max if best == "maximize" else func.min
+            kinds = models.TrialIntermediateValueModel.TrialIntermediateValueType
+            finite = (steps.c.trial_id.in_(ids), steps.c.intermediate_value_type == kinds.FINITE)
+            values = select(steps.c.trial_id, pick(steps.c.intermediate_value).label("value")).where(*finite)
+            for pair in connection.execute(values.group_by(steps.c.trial_id)):
+                found[pair.trial_id] = (found[pair.trial_id][0], pair.value)
+    return found
+
+
 def truncate(connection: Connection, epochs: Mapping[int, int]) -> None:
     """Delete the intermediate values of each trial id that lie beyond its step."""
     if not epochs:

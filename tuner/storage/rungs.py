@@ -91,6 +91,7 @@ class Rungs:
 
     @property
     def asynchronous(self) -> bool:
+        """Whether claims decide, by the rule of ``asha``."""
         return self.spec.search.pruner == "asha"
 
     def take_turns(self, connection: Connection) -> int:
@@ -382,17 +383,21 @@ class Rungs:
         if not endings:
             return
         names = crew.names(connection, [ending.worker_id for ending in endings])
-        rows = [
-            {
+        rows = []
+        for ending in endings:
+            value, kind = (None, None) if ending.value is None else records.stored_value(ending.value)
+            row = {
                 "study_id": self.study_id,
                 "number": ending.number,
                 **unleased(ending.state),
                 "trial_id": ending.trial_id,
+                "epochs": ending.epochs,
+                "value": value,
+                "value_type": kind,
                 "reason": ending.reason,
                 "checkpoint_id": None,
             }
-            for ending in endings
-        ]
+            rows.append(row)
         bulk.insert(connection, slots, rows, conflict="update")
         finishes = []
         for ending in endings:
@@ -416,9 +421,10 @@ class Rungs:
 
 
 def unleased(state: State) -> dict[str, Any]:
-    """The columns of a slot that nobody holds."""
+    """The columns of a slot that nobody holds, in a state."""
     return {"state": state, "claim": None, "lease_until": None}
 
 
 def diverged(epochs: int) -> str:
+    """Why a trial ended whose loss was not finite any more."""
     return f"diverged at epoch {epochs}"
