@@ -378,6 +378,22 @@ class TestFiles:
         with StudyManager(url, tmp_path / "given") as manager:
             assert manager.artifacts == tmp_path / "given"
 
+    def test_artifacts_in_an_object_store(self, url: str, tmp_path: Path) -> None:
+        """A whole study with its checkpoints in a place that is no folder; nothing of it is left there."""
+        with StudyManager(url, f"memory://{tmp_path.name}") as manager:
+            spec = make_spec(20)
+            ledger = create(manager, spec)
+            store = manager.checkpoints("fleet")
+            worker = ledger.register("h", 1, "cpu", "0")
+            fleet.train(ledger, worker, store, ledger.claim(worker, limit=9, lease_s=60))
+            assert len(store.names()) == 1
+            fleet.work(ledger, store)
+            fleet.check(manager, spec, url)
+            assert store.names() == []
+        with pytest.raises(BadInputError, match="artifacts: gopher:// is no file system"):
+            StudyManager(f"sqlite:///{tmp_path}/other.db", "gopher://x")
+        assert not (tmp_path / "other.db").exists()
+
     @pytest.mark.parametrize("name", ["Übung", "a" * 200, "_..", "a:b=c+d@e-f"])
     def test_any_name_makes_a_harmless_folder(self, manager: StudyManager, name: str) -> None:
         made(manager, fleet.spaces_study(study={"name": name}, search={"trials": 3}))

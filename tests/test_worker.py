@@ -1,11 +1,13 @@
 """The worker: trains what it claims, gives back what it cannot finish, and survives what can happen to a pack."""
 
 import logging
+import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import update
 
@@ -17,7 +19,7 @@ from tuner.plan import create_study
 from tuner.spec import StudySpec, parse_spec
 from tuner.storage import schema
 from tuner.storage.checkpoints import CheckpointStore
-from tuner.worker import run_worker
+from tuner.worker import remove_orphans, run_worker
 
 
 def study(**sections: dict[str, Any]) -> StudySpec:
@@ -193,6 +195,64 @@ def test_a_time_budget_ends_at_the_end_of_an_epoch(manager: StudyManager, monkey
     assert best is not None
     assert (best.complete, best.epochs) == (False, 3)
     assert best.value == min(t.value for t in trials if t.value is not None and t.epochs == 3)
+    assert not manager.checkpoints("tiny").names(), "what nobody goes on with is not kept"
+
+
+class TestOrphans:
+    """Checkpoint files of workers that were killed between writing and committing."""
+
+    def age(self, store: CheckpointStore, name: str, hours: float) -> None:
+        assert isinstance(store.root, Path)
+        then = time.time() - 3600 * hours
+        os.utime(store.root / name, (then, then))
+
+    def test_old_ones_go_and_one_about_to_be_committed_stays(self, manager: StudyManager) -> None:
+        create_study(manager, study(), Path())
+        ledger, store = manager.ledger("tiny"), manager.checkpoints("tiny")
+        worker = ledger.register("h", 1, "cpu", "0")
+        one, two, three = ledger.claim(worker, limit=3, lease_s=60)
+        orphan, needed, pending = (store.write({c.number: {"a": np.zeros(3)}}) for c in (one, two, three))
+        ledger.release(worker, [(two.number, two.token, 1)], (), needed)
+        assert isinstance(store.root, Path)
+        (store.root / ".half.safetensors.tmp").write_bytes(b"half")
+        for name in (orphan.name, needed.name, ".half.safetensors.tmp"):
+            self.age(store, name, hours=2)
+        self.age(store, pending.name, hours=0.9)
+        remove_orphans(ledger, store)
+        assert set(store.names()) == {needed.name, pending.name}
+        ledger.release(worker, [(three.number, three.token, 1)], (), pending)
+        self.age(store, pending.name, hours=2)
+        remove_orphans(ledger, store)
+        assert set(store.names()) == {needed.name, pending.name}
+        again = {claim.number: claim for claim in ledger.claim(worker, limit=9, lease_s=60)}
+        assert again[three.number].checkpoint == pending
+        assert store.read_pack(pending, [three.number])
+
+    def test_a_file_that_is_committed_while_others_are_looked_for_stays(self, manager: StudyManager) -> None:
+        create_study(manager, study(), Path())
+        ledger, store = manager.ledger("tiny"), manager.checkpoints("tiny")
+        worker = ledger.register("h", 1, "cpu", "0")
+        (claim,) = ledger.claim(worker, limit=1, lease_s=60)
+        file = store.write({claim.number: {"a": np.zeros(3)}})
+        self.age(store, file.name, hours=2)  # its worker was stopped for so long, and no other one wanted the slot
+        listed = store.names
+
+        def names(older_than_s: float = 0.0) -> list[str]:
+            found = listed(older_than_s)
+            ledger.release(worker, [(claim.number, claim.token, 1)], (), file)
+            return found
+
+        store.names = names  # type: ignore[method-assign]
+        remove_orphans(ledger, store)
+        assert listed() == [file.name]
+
+    def test_of_a_finished_study_all_go(self, manager: StudyManager) -> None:
+        create_study(manager, study(), Path())
+        store = manager.checkpoints("tiny")
+        store.write({0: {"a": np.zeros(3)}})
+        run_worker(manager, "tiny", device="cpu", stop=threading.Event())
+        assert manager.summary("tiny").state == "finished"
+        assert store.names() == []
 
 
 def test_early_stopping_takes_part_in_the_rungs(manager: StudyManager) -> None:

@@ -24,6 +24,7 @@ from tuner.search import hyperband
 from tuner.search.distributions import distributions
 from tuner.spec import Direction, StudySpec, minutes_text, parse_spec
 from tuner.storage import bulk, records
+from tuner.storage.artifacts import below, parse_root
 from tuner.storage.checkpoints import CheckpointStore
 from tuner.storage.crew import union_s, worker_name
 from tuner.storage.database import OPEN_PATIENCE_S, PATIENCE_S, Database, now, open_database, sqlite_file
@@ -154,24 +155,26 @@ class CurvePoint:
 
 
 class StudyManager:
-    """The studies of one database, and their checkpoint files under one folder.
+    """The studies of one database, and their checkpoint files in one place.
 
     A context manager; threads may share it.
 
     storage: a database URL. Its tables are made where they are missing.
-    artifacts: the folder; left out it is ``TUNER_ARTIFACTS``, else ``tuner-artifacts`` beside the SQLite file, else
-        ``./tuner-artifacts``.
+    artifacts: where their files live, a folder or any URL that fsspec has a driver for; left out it is
+        ``TUNER_ARTIFACTS``, else ``tuner-artifacts`` beside the SQLite file, else ``./tuner-artifacts``.
     patience_s: seconds to wait for a database that is locked or out of reach.
 
-    Raises StorageError when the database cannot be used, BadInputError for a URL that is none.
+    Raises StorageError when the database cannot be used, BadInputError for a URL that is none or has no driver.
     Every method that takes a study's name raises StudyNotFoundError, with near matches, where there is none.
     """
 
     def __init__(self, storage: str, artifacts: str | Path | None = None, *, patience_s: float = PATIENCE_S) -> None:
+        place = artifacts if artifacts is not None else os.environ.get("TUNER_ARTIFACTS") or None
+        root = None if place is None else parse_root(place)
         self._database: Database = open_database(
             storage, patience_s=patience_s, open_patience_s=min(OPEN_PATIENCE_S, patience_s)
         )
-        self.artifacts = _artifacts(artifacts, self._database)
+        self.artifacts = root if root is not None else _beside(self._database)
 
     def __enter__(self) -> Self:
         return self
@@ -288,7 +291,7 @@ class StudyManager:
 
     def checkpoints(self, name: str) -> CheckpointStore:
         """The study's checkpoint files."""
-        return CheckpointStore(self.artifacts / self._study(name).folder)
+        return CheckpointStore(below(self.artifacts, self._study(name).folder))
 
     def stop(self, name: str) -> None:
         """Ask all workers of the study to stop; :meth:`resume` takes it back."""
@@ -322,7 +325,7 @@ class StudyManager:
             _delete(connection, row.study_id)
 
         self._database.write(work)
-        CheckpointStore(self.artifacts / row.folder).clear()
+        CheckpointStore(below(self.artifacts, row.folder)).clear()
 
     # Reports
 
@@ -528,11 +531,8 @@ class StudyManager:
         return self._database.read(work)
 
 
-def _artifacts(given: str | Path | None, database: Database) -> Path:
-    if given is None:
-        given = os.environ.get("TUNER_ARTIFACTS") or None
-    if given is not None:
-        return Path(given)
+def _beside(database: Database) -> Path:
+    """Where artifacts live that nobody gave a place."""
     file = sqlite_file(database.url)
     return (file.parent if file is not None else Path()) / "tuner-artifacts"
 

@@ -25,13 +25,14 @@ from tuner.learning.packing import bytes_of, halved, plan_packs
 from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneState, LaneTask, PackTrainer, single_thread
 from tuner.manager import StudyManager
-from tuner.storage.checkpoints import Checkpoint, CheckpointError
-from tuner.storage.ledger import Claim, CommitOutcome, EpochRow, RungResult
+from tuner.storage.checkpoints import Checkpoint, CheckpointError, CheckpointStore
+from tuner.storage.ledger import Claim, CommitOutcome, EpochRow, Ledger, RungResult
 
 LEASE_S = 30.0  # a worker that is silent for so long loses its slots
 HEARTBEAT_S = 5.0
 RECORD_S = 2.0  # between two writes of learning curves
 SAVE_S = 60.0  # between two checkpoints of a pack that trains for long
+ORPHAN_S = 3600.0  # age of a checkpoint file that nobody commits any more; a database is waited for two minutes
 POLL_S = 0.25  # between two looks for work when there is none
 _REMEMBERED = 512  # paused lanes kept in memory, the latest of them
 CLAIM_LANES = {"cpu": 32, "cuda": 1024, "mps": 128}
@@ -67,6 +68,19 @@ def check_digests(manager: StudyManager, name: str, data: TrainingData) -> None:
             )
 
 
+def remove_orphans(ledger: Ledger, store: CheckpointStore) -> None:
+    """Delete the checkpoint files that no slot refers to, left by workers that were killed before they could commit.
+
+    While the study runs only old ones: a file is written before its row is committed, and within ORPHAN_S a worker has
+    committed it or given up. Of a study that is finished all: nobody holds a lease that could commit one. The files are
+    listed before either question is asked, so that one that comes meanwhile is out of it.
+    """
+    files, old = store.names(), store.names(ORPHAN_S)
+    unneeded = files if files and ledger.finished() else old
+    if unneeded:
+        store.remove(set(unneeded) - ledger.checkpoint_names())
+
+
 class _Worker:
     """One process, one device, one study."""
 
@@ -89,6 +103,7 @@ class _Worker:
         heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         heart.start()
         try:
+            remove_orphans(self.ledger, self.store)
             while not self.stop.is_set():
                 asked = time.monotonic()
                 claims = self.ledger.claim(self.id, limit=CLAIM_LANES[self.data.device.type], lease_s=LEASE_S)
@@ -96,7 +111,10 @@ class _Worker:
                     left_s = claims[0].left_s
                     self._deadline = math.inf if left_s is None else asked + left_s
                     self._train_all(claims)
-                elif self.ledger.finished() or self.ledger.stopped():
+                elif self.ledger.finished():
+                    remove_orphans(self.ledger, self.store)
+                    break
+                elif self.ledger.stopped():
                     break
                 else:
                     self.stop.wait(POLL_S)

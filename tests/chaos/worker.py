@@ -125,7 +125,7 @@ def load(store: CheckpointStore, claim: Claim) -> Lane:
     """Where a lane goes on: from its checkpoint, or from its seed where that is missing or corrupt."""
     if claim.checkpoint is not None:
         try:
-            state = store.read(claim.checkpoint, claim.number)
+            state = store.read_pack(claim.checkpoint, [claim.number])[claim.number]
         except CheckpointError as error:
             logging.info("%s: trained again from the seed", error)
         else:

@@ -92,7 +92,7 @@ def train(ledger: Ledger, worker: int, store: CheckpointStore, claims: list[Clai
     """Train a pack to its rung, as a worker would: reading checkpoints, recording epochs, committing."""
     for claim in claims:
         if claim.checkpoint is not None:
-            state = store.read(claim.checkpoint, claim.number)
+            state = store.read_pack(claim.checkpoint, [claim.number])[claim.number]
             assert int(state["epochs"]) == claim.epochs
             assert float(state["rate"][0]) == claim.params["learning_rate"]
         else:

@@ -189,7 +189,7 @@ class TestClaims:
             )
             assert (new.token, new.attempt) == (old.token + 1, 2)
             assert new.checkpoint is not None
-            assert int(store.read(new.checkpoint, new.number)["epochs"]) == 1
+            assert int(store.read_pack(new.checkpoint, [new.number])[new.number]["epochs"]) == 1
         # The epoch that was recorded and lost is forgotten, so that the rerun writes it once.
         trials = fleet.read_optuna(url, "fleet").trials
         assert all(list(trials[claim.number].intermediate_values) == [1] for claim in after)

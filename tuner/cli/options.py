@@ -37,8 +37,10 @@ def storage_options(command: F) -> F:
         "--artifacts",
         envvar="TUNER_ARTIFACTS",
         show_envvar=True,
+        callback=_hidden,
         metavar="DIR",
-        help="Where checkpoints live.  [default: beside an SQLite file, else ./tuner-artifacts]",
+        help="Where checkpoints live: a folder, or a URL such as s3://bucket/path.  [default: beside an SQLite file, "
+        "else ./tuner-artifacts]",
     )
     storage = click.option(
         "--storage",
@@ -53,11 +55,12 @@ def storage_options(command: F) -> F:
     return storage(artifacts(command))
 
 
-def _hidden(_context: click.Context, _option: click.Parameter, url: str) -> str:
-    """The storage as given, with its password out of sight."""
-    if (password := password_of(url)) and not hide_argument(password):
+def _hidden(_context: click.Context, option: click.Parameter, url: str | None) -> str | None:
+    """A place as given, with its password out of sight."""
+    if url is not None and (password := password_of(url)) and not hide_argument(password):
+        name = option.name or ""
         click.echo(
-            "warning: the list of processes shows the password in --storage; set TUNER_STORAGE instead", err=True
+            f"warning: the list of processes shows the password in --{name}; set TUNER_{name.upper()} instead", err=True
         )
     return url
 

@@ -541,6 +541,11 @@ class Ledger:
         """Whether somebody asked all workers to stop."""
         return self._database.read(lambda connection: bool(self._study(connection).stopped))
 
+    def checkpoint_names(self) -> frozenset[str]:
+        """The checkpoint files that the study needs."""
+        query = select(checkpoints.c.path).where(checkpoints.c.study_id == self.study_id)
+        return frozenset(self._database.read(lambda connection: connection.execute(query).scalars().all()))
+
     def outstanding(self) -> Outstanding:
         """What is left to do: an idle worker may sleep until the next lease ends."""
 
