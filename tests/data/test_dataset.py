@@ -1,12 +1,14 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from tests.data.studies import study, write_npz
-from tuner.data import View, load_table, load_training_data, split_rows, summarize
+from tuner.data import Split, View, load_final_data, load_table, load_training_data, split_rows, summarize
 from tuner.errors import DataError
 from tuner.spec import StudySpec
 from tuner.trial import Task
@@ -194,3 +196,82 @@ def test_the_message_names_the_class(tmp_path: Path) -> None:
         load_training_data(study("t.npz"), tmp_path)
     unstratified = {"train": 0.6, "val": 0.2, "test": 0.2, "stratify": False}
     assert load_training_data(study("t.npz", split=unstratified), tmp_path).n_outputs == 2
+
+
+def mixed_rows(n: int = 120) -> dict[str, list[Any]]:
+    """A table of every kind of column, with missing values."""
+    rng = np.random.default_rng(3)
+    missing = rng.random(n) < 0.2
+    return {
+        "number": [None if gone else float(v) for gone, v in zip(missing, rng.normal(size=n), strict=True)],
+        "heavy": np.exp(rng.normal(size=n) * 3).tolist(),
+        "flag": (rng.random(n) < 0.5).tolist(),
+        "city": rng.choice(["Paris", "Rome", "Oslo"], size=n).tolist(),
+        "day": [f"2024-{1 + i % 12:02}-{1 + i % 28:02}" for i in rng.integers(0, 300, size=n)],
+        "y": rng.choice(["yes", "no"], size=n).tolist(),
+    }
+
+
+@pytest.mark.parametrize("scaling", ["standard", "robust", "quantile"])
+def test_nothing_is_fitted_on_other_rows_of_any_kind(scaling: str, tmp_path: Path) -> None:
+    """Validation and test rows are replaced by rows that would change every kind of column, were they looked at."""
+    rows = mixed_rows()
+    path = tmp_path / "t.csv"
+    pl.DataFrame(rows).write_csv(path)
+    spec = study("t.csv", target="y", scaling=scaling)
+    before, split = load_training_data(spec, tmp_path).only, split_of(spec, tmp_path)
+    strange = {"number": "unknown", "heavy": "-1e9", "flag": "perhaps", "city": "Atlantis", "day": "never"}
+    for part in ("val", "test"):
+        changed = {name: [str(v) if v is not None else "" for v in values] for name, values in rows.items()}
+        for row in split[part]:
+            for name, value in strange.items():
+                changed[name][row] = value
+        pl.DataFrame(changed).write_csv(path)
+        after = load_training_data(spec, tmp_path).only
+        np.testing.assert_array_equal(after.train.x, before.train.x)
+        np.testing.assert_array_equal(after.train.y, before.train.y)
+        assert np.array_equal(after.val.x, before.val.x) == (part == "test")
+        assert np.isfinite(after.val.x).all()
+    changed["city"][split["train"][0]] = "Atlantis"  # and one train row does change it
+    changed["heavy"][split["train"][0]] = "1e9"
+    pl.DataFrame(changed).write_csv(path)
+    assert not np.array_equal(load_training_data(spec, tmp_path).only.train.x, before.train.x)
+
+
+def test_views(tmp_path: Path) -> None:
+    """One view for each scaling and fold, each fitted on its own train rows and of the same width."""
+    rows = mixed_rows()
+    rows["city"] = ["Bern" if i % 24 == 0 else city for i, city in enumerate(rows["city"])]  # 5 rows: rare in a fold
+    pl.DataFrame(rows).write_csv(tmp_path / "t.csv")
+    spec = study("t.csv", target="y", scaling={"choices": ["robust", "quantile"]}, split={"folds": 3})
+    data = load_training_data(spec, tmp_path)
+    assert set(data.views) == {(scaling, fold) for scaling in ("robust", "quantile") for fold in range(3)}
+    assert data.folds == 3
+    for (scaling, _), view in data.views.items():
+        assert view.train.x.shape[1] == view.val.x.shape[1] == data.n_features
+        assert len(view.train) + len(view.val) == 96
+        assert (np.abs(view.train.x).max() <= 3) == (scaling == "robust")
+    assert not np.array_equal(data.views["robust", 0].train.x[:5], data.views["robust", 1].train.x[:5])
+
+
+def test_final_data_of_all_development_rows(tmp_path: Path) -> None:
+    features, _ = write_npz(tmp_path / "t.npz", "regression")
+    spec = study("t.npz", "rmse", split={"folds": 4})
+    final = load_final_data(spec, tmp_path, "standard")
+    split = split_of_folds(spec, tmp_path)
+    assert final.validation_rows == len(final.data.only.train) == len(split.development) == 48
+    mean, sd = features[split.development].mean(axis=0), features[split.development].std(axis=0)
+    np.testing.assert_allclose(final.data.only.train.x, (features[split.development] - mean) / sd, rtol=1e-5, atol=1e-5)
+
+
+def split_of_folds(spec: StudySpec, root: Path) -> Split:
+    return split_rows(load_table(spec.data, spec.task, root).target, spec.task, spec.data.split, spec.study.seed)
+
+
+def test_summary_of_any_table(tmp_path: Path) -> None:
+    rows = {**mixed_rows(), "id": list(range(120)), "same": [1] * 120}
+    pl.DataFrame(rows).write_csv(tmp_path / "t.csv")
+    summary = summarize(study("t.csv", target="y", split={"time": "day"}), tmp_path)
+    assert summary.columns == {"numeric": 3, "boolean": 1, "category": 1, "date": 1}
+    assert summary.dealt == "by time 'day'"
+    assert [note.split(":")[0] for note in summary.notes] == ["column 'id'", "column 'same'"]

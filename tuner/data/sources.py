@@ -140,7 +140,8 @@ def _from_openml(section: DataSection, task: Task) -> Table:
     if not re.fullmatch(r"[0-9]+", number):
         raise DataError(f"data.source: {source!r} needs the data set's number on openml.org, as in openml:31")
     try:
-        bunch = datasets.fetch_openml(data_id=int(number), as_frame=True, parser="auto")
+        # The slower of scikit-learn's parsers: the other one stumbles over nominal true and false.
+        bunch = datasets.fetch_openml(data_id=int(number), as_frame=True, parser="liac-arff")
     except ImportError:
         raise DataError(f"{source}: needs pandas; install it with: pip install 'tuner[openml]'") from None
     except (OSError, ValueError, KeyError) as error:
