@@ -36,6 +36,7 @@ def answers(data_id: int) -> dict[str, Any]:
     description = {
         "id": str(data_id),
         "name": "pets",
+        "description": "four pets",
         "version": "1",
         "format": "ARFF",
         "file_id": "77",
