@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import os
 import re
 import uuid
@@ -18,11 +17,11 @@ from typing import Any, Literal, Self
 from sqlalchemy import Connection, Row, Table, and_, case, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from tuner import __version__
+from tuner import __version__, strict_json
 from tuner.errors import BadInputError, SpecMismatchError, StorageError, StudyNotFoundError, WorkerRefusedError
 from tuner.search import hyperband
 from tuner.search.distributions import distributions
-from tuner.spec import Direction, StudySpec, minutes_text, parse_spec
+from tuner.spec import Direction, StudySpec, parse_spec
 from tuner.storage import bulk, records
 from tuner.storage.artifacts import below, parse_root
 from tuner.storage.checkpoints import CheckpointStore
@@ -31,6 +30,7 @@ from tuner.storage.database import OPEN_PATIENCE_S, PATIENCE_S, Database, now, o
 from tuner.storage.ledger import Ledger
 from tuner.storage.schema import UNFINISHED, checkpoints, curves, evaluations, rungs, slots, studies, workers
 from tuner.trial import Value
+from tuner.words import minutes
 
 LIVE_S = 30.0  # seconds without a heartbeat after which a worker counts as dead
 StudyState = Literal["running", "finished", "stopped", "interrupted"]
@@ -311,8 +311,7 @@ class StudyManager:
         study = self.summary(name)
         if study.minutes is not None and study.seconds >= 60 * study.minutes:
             raise BadInputError(
-                f"the time budget of study {name!r} is over: {minutes_text(study.minutes)}; "
-                "to search on, use another name"
+                f"the time budget of study {name!r} is over: {minutes(study.minutes)}; to search on, use another name"
             )
         return len(self.ledger(name).retry())
 
@@ -436,7 +435,7 @@ class StudyManager:
     def store_evaluation(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """Store the evaluation if there is none yet; returns the one that is stored. NaN and infinities become None."""
         study_id = self._study(name).study_id
-        text = json.dumps(_without_nan(dict(content)), allow_nan=False)
+        text = strict_json.dumps(dict(content))
 
         def work(connection: Connection) -> dict[str, Any]:
             created = float(connection.execute(select(now())).scalar_one())
@@ -711,13 +710,3 @@ def _trial_row(row: Row[Any]) -> TrialRow:
         seconds=row.seconds,
         reason=row.reason,
     )
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return value

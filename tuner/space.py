@@ -331,15 +331,16 @@ def _range(rule: Hyperparameter, written: Mapping[str, Any]) -> Range:
         if not isinstance(written.get(key, False), bool):
             raise ValueError(f"{key} is true or false, not {written[key]!r}")
     log, or_zero = written.get("log", False), written.get("or_zero", False)
+    if log and _is_number(written["low"]) and written["low"] <= 0:
+        zero = "" if rule.low > 0 or rule.low_open else ", or or_zero = true for zero as well"
+        raise ValueError(f"log needs low > 0, got {written['low']}; give a small positive low{zero}")
     low, high = _value(rule, written["low"], "low"), _value(rule, written["high"], "high")
     step = written.get("step")
     assert not isinstance(low, str)
     assert not isinstance(high, str)
     if low > high:
         raise ValueError(f"low {low} is above high {high}; swap them")
-    if log and low <= 0:
-        raise ValueError(f"log needs low > 0, got {low}; give a small positive low, or or_zero = true for zero as well")
-    if or_zero and rule.low > 0:
+    if or_zero and (rule.low > 0 or rule.low_open):
         raise ValueError("or_zero is for a hyperparameter that may be zero")
     if or_zero and low <= 0:
         raise ValueError(f"or_zero needs low > 0, got {low}; zero is in the range already")

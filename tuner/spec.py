@@ -365,14 +365,6 @@ class StudySpec(_Section):
         ]
 
 
-def minutes_text(minutes: float) -> str:
-    """
-    >>> minutes_text(10.0), minutes_text(1.0), minutes_text(0.5)
-    ('10 minutes', '1 minute', '0.5 minutes')
-    """
-    return f"{minutes:g} minute{'' if minutes == 1 else 's'}"
-
-
 def load_spec(path: Path, **overrides: Any) -> StudySpec:
     """Read a study file. ``overrides`` as in :func:`parse_spec`.
 

@@ -27,6 +27,7 @@ from tuner.learning.trainer import LaneState, LaneTask, PackTrainer, single_thre
 from tuner.manager import StudyManager
 from tuner.storage.checkpoints import Checkpoint, CheckpointError, CheckpointStore
 from tuner.storage.ledger import Claim, CommitOutcome, EpochRow, Ledger, RungResult
+from tuner.words import count
 
 LEASE_S = 30.0  # a worker that is silent for so long loses its slots
 HEARTBEAT_S = 5.0
@@ -262,7 +263,7 @@ class _Worker:
                     seconds=seconds / len(claims),
                     reason=f"diverged at epoch {progress.epoch}"
                     if progress.diverged
-                    else f"no better for {config.patience} epochs: stopped at epoch {progress.epoch}"
+                    else f"no better for {count(config.patience, 'epoch')}: stopped at epoch {progress.epoch}"
                     if stopped_early
                     else None,
                 )

@@ -418,7 +418,7 @@ class TestRungs:
         last = ledger.commit(worker, [fleet.result(claims[8], value=math.nan)])
         assert (last.promoted, last.pruned) == ({0, 1, 2}, {3, 4, 5, 6, 7, 8})
         rows = local.trials("fleet")
-        assert rows[3].reason == "rung 0 at 1 epochs: rank 4 of 9, 3 promoted"
+        assert rows[3].reason == "rung 0 at 1 epoch: rank 4 of 9, 3 promoted"
         assert rows[8].reason == "diverged at epoch 1"
         assert [row.rung for row in rows] == [1, 1, 1, 0, 0, 0, 0, 0, 0]
 
@@ -532,7 +532,7 @@ class TestAsha:
             ("pruned", 0),
         ]
         assert [row.value for row in rows] == [0.5, 0.4, 0.25, 0.1, 0.9, 0.8, 0.7]
-        assert rows[0].reason == "rung 0 at 1 epochs: rank 4 of 7, 2 promoted"
+        assert rows[0].reason == "rung 0 at 1 epoch: rank 4 of 7, 2 promoted"
         assert rows[2].reason == "rung 1 at 3 epochs: rank 2 of 2, 1 promoted"
 
     def test_a_pack_is_promoted_from_one_rung(self, local: StudyManager) -> None:

@@ -20,7 +20,7 @@ from tuner.cli.options import (
     study_file,
 )
 from tuner.errors import BadInputError
-from tuner.report.layout import count
+from tuner.report.layout import count, minutes
 
 
 @click.command()
@@ -54,14 +54,13 @@ def create(study_file: Path, storage: str, artifacts: str | None, **overrides: A
     spec = read_spec(study_file, **overrides)
 
     from tuner.plan import create_study
-    from tuner.spec import minutes_text
 
     with open_manager(storage, artifacts) as manager:
         created = create_study(manager, spec, study_file.parent)
         what = "created" if created else "there already"
         trials = count(spec.total_trials, "trial")
         if spec.search.minutes is not None:
-            trials = f"at most {trials} or {minutes_text(spec.search.minutes)}"
+            trials = f"at most {trials} or {minutes(spec.search.minutes)}"
         click.echo(f"{spec.study.name}: {what}, {trials} in {manager.storage}")
 
 

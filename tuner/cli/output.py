@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
+from tuner import strict_json
 from tuner.cli.options import Format
 
 
@@ -46,7 +45,7 @@ def as_json(content: Any) -> str:
       ]
     }
     """
-    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    return strict_json.dumps(content, indent=2, ensure_ascii=False)
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
@@ -69,21 +68,11 @@ def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _finite(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return content
-
-
 def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = _finite(value)
+            flat[f"{prefix}{key}"] = strict_json.finite(value)
     return flat

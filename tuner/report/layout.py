@@ -6,6 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuner.words import count, minutes
+
+__all__ = ["count", "duration", "indented", "minutes", "number", "pairs", "table"]
+
 
 def number(value: Any) -> str:
     """Up to four significant digits, all digits of a whole number, ``-`` for nothing.
@@ -29,14 +33,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
-
-
-def count(n: int, noun: str) -> str:
-    """
-    >>> count(1, "trial"), count(12345, "epoch")
-    ('1 trial', '12,345 epochs')
-    """
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from tuner.data import DataSummary
 from tuner.data.shift import ShiftReport
 from tuner.plan import StudyPlan
-from tuner.report.layout import count, indented, number, pairs, table
+from tuner.report.layout import count, indented, minutes, number, pairs, table
 from tuner.search import Bracket, rounds
 from tuner.space import Choices, Constant, Domain, Range
-from tuner.spec import minutes_text
 from tuner.trial import HYPERPARAMETERS
 
 _PRUNERS = {
@@ -31,8 +30,8 @@ def plan_text(plan: StudyPlan) -> str:
     bound = "or so" if search.pruner == "asha" else "at most"
     trials = count(plan.trials, "trial")
     if search.minutes is not None:
-        trials = f"at most {trials} in {minutes_text(search.minutes)}"
-        bound = f"at most, or as many as fit into {minutes_text(search.minutes)}"
+        trials = f"at most {trials} in {minutes(search.minutes)}"
+        bound = f"at most, or as many as fit into {minutes(search.minutes)}"
     refits = count(plan.spec.final.seeds, "refit")
     lines = [
         f"{study.name}: {plan.spec.direction} the validation {study.metric}, seed {study.seed}",

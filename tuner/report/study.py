@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tuner.report.layout import count, duration, number, pairs, table
-from tuner.spec import minutes_text
+from tuner.report.layout import count, duration, minutes, number, pairs, table
 from tuner.trial import HYPERPARAMETERS
 
 Record = Mapping[str, Any]
@@ -183,7 +182,7 @@ def _work(study: Record) -> str:
     trials = study["trials"]
     states = ", ".join(f"{trials[state]:,} {state}" for state in ("complete", "pruned", "failed"))
     most = "at most " if study["minutes"] is not None and study["state"] != "finished" else ""
-    budget = "" if study["minutes"] is None else f" of {minutes_text(study['minutes'])}"
+    budget = "" if study["minutes"] is None else f" of {minutes(study['minutes'])}"
     return (
         f"{_over(trials):,} of {most}{count(trials['total'], 'trial')} done ({states}), "
         f"{count(study['epochs_trained'], 'epoch')} in {duration(study['seconds'])}{budget}"

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, and_, delete, or_, select
 
-from tuner.spec import StudySpec, minutes_text
+from tuner.spec import StudySpec
 from tuner.storage import crew, records
 from tuner.storage.database import now
 from tuner.storage.rungs import Ending, Rungs, Tally
 from tuner.storage.schema import slots
+from tuner.words import minutes
 
 
 class TimeBudget:
@@ -61,7 +62,7 @@ class TimeBudget:
                     rung=row.rung,
                     worker_id=row.worker_id,
                     value=value,
-                    reason=f"time budget of {minutes_text(self.spec.search.minutes or 0.0)} over",
+                    reason=f"time budget of {minutes(self.spec.search.minutes or 0.0)} over",
                 )
             )
         self._rungs.end(connection, endings, Tally())

@@ -58,6 +58,7 @@ from tuner.storage.proposals import Proposals
 from tuner.storage.rungs import RungResult, Rungs, Tally, unleased
 from tuner.storage.schema import UNFINISHED, checkpoints, curves, rungs, slots, studies
 from tuner.trial import Value
+from tuner.words import count
 
 __all__ = ["Claim", "CommitOutcome", "EpochRow", "Ledger", "Outstanding", "RungResult"]
 
@@ -284,7 +285,8 @@ class Ledger:
             return
         names = crew.names(connection, [row.worker_id for row in spent])
         reasons = {
-            row.number: f"the lease ran out {row.attempts} times, last on {names.get(row.worker_id, 'a worker')}"
+            row.number: f"the lease ran out {count(row.attempts, 'time')}, "
+            f"last on {names.get(row.worker_id, 'a worker')}"
             for row in spent
         }
         self._rungs.fail(connection, spent, reasons, Tally())

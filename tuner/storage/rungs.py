@@ -25,6 +25,7 @@ from tuner.spec import StudySpec
 from tuner.storage import bulk, crew, records
 from tuner.storage.database import clock
 from tuner.storage.schema import State, rungs, slots, studies
+from tuner.words import count
 
 _OPTUNA_STATE = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -347,7 +348,7 @@ class Rungs:
                 rung=rung,
                 worker_id=row.worker_id,
                 value=records.loaded_value(row.value, row.value_type),
-                reason=f"rung {rung} at {epochs} epochs: rank {rank[row.number]} of {len(results.values)}, "
+                reason=f"rung {rung} at {count(epochs, 'epoch')}: rank {rank[row.number]} of {len(results.values)}, "
                 f"{promoted} promoted"
                 if row.number in rank
                 else row.reason or diverged(row.epochs),
