@@ -52,8 +52,11 @@ def test_it_runs_under_hyperband_and_prunes(sampler: optuna.samplers.BaseSampler
     assert optunas.best_value == optunas.best_trial.intermediate_values[9]
 
 
-def test_a_trial_is_the_same_under_optuna_and_under_our_workers(tmp_path: Path) -> None:
-    spec = study()
+@pytest.mark.parametrize(
+    "data", [{}, {"split": {"folds": 3}, "scaling": {"choices": ["standard", "robust"]}}], ids=["plain", "folds"]
+)
+def test_a_trial_is_the_same_under_optuna_and_under_our_workers(data: dict[str, Any], tmp_path: Path) -> None:
+    spec = study(data=data)
     with StudyManager(f"sqlite:///{tmp_path}/study.db") as manager:
         create_study(manager, spec, Path())
         run_worker(manager, "tiny", device="cpu", stop=threading.Event())

@@ -50,6 +50,17 @@ def test_every_trial_matches_its_replay(finished: str) -> None:
         assert {trial.state for trial in trials} == {"complete", "pruned"}
 
 
+def test_folds_and_scalings_match_their_replay(tmp_path: Path) -> None:
+    data = {"split": {"folds": 3}, "scaling": {"choices": ["standard", "quantile"]}}
+    spec = parse_spec({**STUDY, "data": {**STUDY["data"], **data}})
+    with StudyManager(f"sqlite:///{tmp_path}/study.db") as manager:
+        create_study(manager, spec, Path())
+        run_worker(manager, "tiny", device="cpu", stop=threading.Event())
+        trials = manager.trials("tiny")
+        assert {trial.params["scaling"] for trial in trials if trial.params} == {"standard", "quantile"}
+        assert all(replay(manager, "tiny", trial.number, device="cpu").matches for trial in trials)
+
+
 def test_negative_control_a_changed_parameter_does_not_match(finished: str, tmp_path: Path) -> None:
     copy = tmp_path / "changed.db"
     source = Path(finished.removeprefix("sqlite:///"))

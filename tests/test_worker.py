@@ -91,6 +91,30 @@ def test_stopping_after_each_epoch_and_going_on_changes_nothing(
     assert results(manager) == undisturbed
 
 
+def test_folds_that_stop_and_go_on_from_checkpoints_end_the_same(
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = study(data={"split": {"folds": 3}})
+    with StudyManager(f"sqlite:///{tmp_path}/quiet.db") as quiet:
+        run(quiet, spec)
+        expected = results(quiet)
+    original = PackTrainer.run_epoch
+    stop = threading.Event()
+
+    def once(self: PackTrainer) -> Any:
+        stop.set()
+        return original(self)
+
+    monkeypatch.setattr(PackTrainer, "run_epoch", once)
+    monkeypatch.setattr(worker_module, "_REMEMBERED", 0)
+    for _ in range(60):
+        stop.clear()
+        run(manager, spec, stop)
+        if manager.summary("tiny").state == "finished":
+            break
+    assert results(manager) == expected
+
+
 def test_out_of_memory_halves_the_pack_and_goes_on(
     manager: StudyManager,
     monkeypatch: pytest.MonkeyPatch,

@@ -117,15 +117,16 @@ def refit_and_test(
     if place.type == "cpu":
         single_thread()
     rows = DeviceData.place(final.data, place)
+    view = rows.view(config.scaling)
     target_epochs = winner.epochs if spec.fit_on == "train+val" else config.max_epochs
     seeds = range(spec.final.seeds)
     tasks = [_refit_task(spec, config, target_epochs, seed) for seed in seeds]
     states = train_to_end(tasks, rows, metric)
-    x_test, y_test = tensors(open_test(spec, root, final.preprocessing), place, rows.dtype)
+    x_test, y_test = tensors([open_test(spec, root, final.preprocessing)], place, rows.dtype)
     test = kept_outputs(tasks, states, rows, x_test)
-    train = score(metric, kept_outputs(tasks, states, rows, rows.x_train), rows.y_train, rows.target_sd)
-    per_seed = score(metric, test, y_test, rows.target_sd).tolist()
-    low, high = interval(test, y_test, metric, spec.final.confidence, target_sd=rows.target_sd, seed=spec.study.seed)
+    train = score(metric, kept_outputs(tasks, states, rows, rows.x_train), rows.y_train, view.target_sd)
+    per_seed = score(metric, test, y_test, view.target_sd).tolist()
+    low, high = interval(test, y_test, metric, spec.final.confidence, target_sd=view.target_sd, seed=spec.study.seed)
     return Evaluation(
         trial=winner.number,
         params=dict(winner.params),

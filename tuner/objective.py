@@ -36,7 +36,7 @@ from tuner.spec import StudySpec
 
 
 class Objective:
-    """``trial -> float``: trains one lane, reports the metric after every epoch, and honours ``should_prune``.
+    """``trial -> float``: trains a trial, reports the metric after every epoch, and honours ``should_prune``.
 
     A trial of number k trains as trial k of the same study does under Tuner's own workers, given the same
     hyperparameters: from the same weights, in the same order, with the same masks, equal up to float32's rounding. A
@@ -47,11 +47,12 @@ class Objective:
     def __init__(self, spec: StudySpec, root: Path, *, device: str = "cpu") -> None:
         self.spec = spec
         self.data = DeviceData.place(load_training_data(spec, root), resolve_device(device))
+        self.data.check(spec.study.metric)
 
     def __call__(self, trial: optuna.Trial) -> float:
         config = self.spec.trial_config(suggest(trial, self.spec.search_space))
         lane = Lane(number=trial.number, config=config, key=lane_key(self.spec.study.seed, trial.number))
-        task = LaneTask(lane=lane, target_epochs=config.max_epochs)
+        task = LaneTask(lane=lane, target_epochs=config.max_epochs, folds=self.data.folds)
         trainer = PackTrainer([task], self.data, self.spec.study.metric)
         while trainer.running:
             result = trainer.run_epoch()[trial.number]

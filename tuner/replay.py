@@ -67,8 +67,9 @@ def replay(manager: StudyManager, name: str, number: int, *, device: str = "auto
     data = load_training_data(spec, manager.data_root(name))
     check_digests(manager, name, data)
     lane = Lane(number=number, config=spec.trial_config(params), key=lane_key(spec.study.seed, number))
-    task = LaneTask(lane=lane, target_epochs=curve[-1].epoch)
-    trainer = PackTrainer([task], DeviceData.place(data, place), spec.study.metric)
+    rows = DeviceData.place(data, place)
+    task = LaneTask(lane=lane, target_epochs=curve[-1].epoch, folds=rows.folds)
+    trainer = PackTrainer([task], rows, spec.study.metric)
     results: list[EpochResult] = []
     while trainer.running:
         results.append(trainer.run_epoch()[number])

@@ -52,7 +52,9 @@ def run_worker(manager: StudyManager, name: str, *, device: str = "auto", stop: 
         single_thread()
     data = load_training_data(manager.spec(name), manager.data_root(name))
     check_digests(manager, name, data)
-    _Worker(manager, name, DeviceData.place(data, place), stop).run()
+    rows = DeviceData.place(data, place)
+    rows.check(manager.spec(name).study.metric)
+    _Worker(manager, name, rows, stop).run()
 
 
 def check_digests(manager: StudyManager, name: str, data: TrainingData) -> None:
@@ -155,6 +157,7 @@ class _Worker:
                 ),
                 target_epochs=claim.target_epochs,
                 state=states.get(claim.number),
+                folds=self.data.folds,
             )
             for claim in claims
         ]

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tuner.data.dataset import Rows, View
 from tuner.learning.device import DeviceData
 from tuner.learning.lanes import Lane, Pack
 from tuner.learning.packing import CPU, plan_packs
@@ -65,9 +66,9 @@ def make_rows(shape: str) -> DeviceData:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n + 256, D, generator=generator)
     y = (x @ torch.randn(D, 10, generator=generator)).argmax(1)
-    return DeviceData(
-        x_train=x[:n], y_train=y[:n], x_val=x[n:], y_val=y[n:], task="classification", n_outputs=10, target_sd=1.0
-    )
+    train, val = (Rows(x=x[part].numpy(), y=y[part].numpy()) for part in (slice(n), slice(n, None)))
+    view = View(train=train, val=val, target_mean=0.0, target_sd=1.0)
+    return DeviceData.of_views({("standard", 0): view}, "classification", 10, torch.device("cpu"))
 
 
 def fused(configs: Sequence[TrialConfig], data: DeviceData, threads: int) -> Callable[[], int]:

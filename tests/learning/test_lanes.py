@@ -1,5 +1,6 @@
 """K fused lanes equal K ordinary models trained alone, whatever differs between the lanes."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.learning.packs import TOLERANCE, distance_from_plain, lane_of, make_config, make_data, mixed_configs
+from tests.learning.packs import TOLERANCE, VIEWS, distance_from_plain, lane_of, make_config, make_data, mixed_configs
 from tuner.learning.kernels.cpu import CpuKernels
 from tuner.learning.kernels.interface import Kernels
 from tuner.learning.kernels.reference import ReferenceKernels
@@ -110,6 +111,55 @@ def test_negative_control_one_number_of_one_lane_is_noticed(change: dict[str, fl
         assert len(pack.export(1)["theta"]) != len(Pack(lanes, data).export(1)["theta"])
     else:
         assert distance_from_plain(pack, lanes, data) > 1000 * TOLERANCE
+
+
+def on_views(changes: dict[str, object]) -> list[Lane]:
+    """Lanes with these changes, one on each of the views."""
+    found = []
+    for i, (lane, (scaling, fold)) in enumerate(zip(lanes_with(changes), VIEWS, strict=True)):
+        batch_size = changes.get("batch_size", lane.config.batch_size)
+        config = replace(lane.config, scaling=scaling, batch_size=batch_size)  # type: ignore[arg-type]
+        found.append(lane_of(config, number=i // 2, fold=fold))
+    return found
+
+
+@pytest.mark.parametrize("kernels", KERNELS, ids=["reference", "cpu"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batch_size": 500},
+        {"class_weight": "balanced"},
+        {"norm": "batch", "averaging": "ema", "averaging_start": 0.0},
+        {"norm": "batch", "batch_size": 500, "averaging": "swa", "averaging_start": 0.0},
+    ],
+    ids=lambda c: "-".join(map(str, c.values())) or "default",
+)
+def test_lanes_on_unlike_views_equal_plain(changes: dict[str, object], kernels: Kernels) -> None:
+    data, lanes = make_data(views=VIEWS), on_views(changes)
+    assert len({(view.x_train.shape, view.x_val.shape) for view in Pack(lanes, data).views}) == 4
+    assert distance_from_plain(Pack(lanes, data, kernels), lanes, data) < TOLERANCE
+
+
+def test_lanes_on_unlike_views_equal_plain_in_regression() -> None:
+    data, lanes = make_data("regression", views=VIEWS), on_views({})
+    assert distance_from_plain(Pack(lanes, data), lanes, data) < TOLERANCE
+
+
+@pytest.mark.parametrize("change", [{"fold": 0}, {"scaling": "standard"}], ids=["fold", "scaling"])
+def test_negative_control_a_lane_on_another_view_is_noticed(change: dict[str, object]) -> None:
+    data, lanes = make_data(views=VIEWS), on_views({})
+    last = lanes[-1]
+    if "fold" in change:
+        changed = replace(last, fold=0)
+    else:
+        changed = replace(last, config=replace(last.config, scaling="standard"))
+    assert distance_from_plain(Pack([*lanes[:-1], changed], data), lanes, data) > 1000 * TOLERANCE
+
+
+def test_whole_sets_of_nearly_equal_size_are_one_micro_step() -> None:
+    pack = Pack(on_views({"batch_size": 500}), make_data(views=VIEWS))
+    assert (pack.B, pack.accumulate, len(pack._whole_rows)) == (61, False, 1)
 
 
 def test_a_lane_does_not_depend_on_its_neighbours_or_their_order() -> None:

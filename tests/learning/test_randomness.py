@@ -10,6 +10,7 @@ from tuner.learning.randomness import (
     bits,
     dropout_threshold,
     epoch_order,
+    fold_key,
     keep_mask,
     lane_key,
     uniform,
@@ -43,6 +44,14 @@ def test_different_streams_differ() -> None:
     }
     pairs = {(int(a), int(b)) for first, second in drawn.values() for a, b in zip(first, second, strict=True)}
     assert len(pairs) == 5 * len(drawn)
+
+
+def test_folds_have_keys_of_their_own() -> None:
+    keys = {fold_key(lane_key(5, trial), fold) for trial in range(20) for fold in range(5)}
+    paths = [(), *((a,) for a in range(20, 60)), *((a, b) for a in range(20) for b in range(5))]
+    assert len(keys) == 100
+    assert not keys & {lane_key(5, *path) for path in paths}
+    assert fold_key(lane_key(5, 7), 0) == lane_key(5, 7), "a study without folds keeps its streams"
 
 
 def test_lanes_at_different_epochs_get_their_own_words() -> None:

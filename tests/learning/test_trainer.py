@@ -1,6 +1,8 @@
 """Lanes start, pause, resume, stop and diverge, each as if it were alone."""
 
 import math
+from dataclasses import replace
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -127,6 +129,60 @@ def test_state_survives_its_arrays() -> None:
     again = LaneState.from_arrays(state.as_arrays())
     assert repr(again.progress) == repr(state.progress)
     assert again.arrays["theta"] is state.arrays["theta"]
+
+
+FOLDS = tuple(("standard", fold) for fold in range(3))
+
+
+def test_a_trial_on_folds_is_their_mean() -> None:
+    data = make_data(views=FOLDS)
+    config = make_config(dropout=0.2)
+    neighbour = LaneTask(lane=lane_of(make_config(width=5), 1), target_epochs=2, folds=3)
+    trainer = PackTrainer([replace(task_of(config, target=2), folds=3), neighbour], data, "log_loss")
+    results = [trainer.run_epoch()[0] for _ in range(2)]
+    for epoch, result in enumerate(results):
+        alone = []
+        for fold in range(3):
+            lane = lane_of(config, fold=fold)
+            model = MLP(config, data.n_features, data.n_outputs, lane.key).double()
+            alone.append(list(islice(train_alone(model, config, data, lane.key, "log_loss", fold=fold), 2))[epoch])
+        for name in ("train_loss", "val_loss", "value"):
+            expected = np.mean([getattr(result, name) for result in alone])
+            assert getattr(result, name) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_pausing_and_resuming_folds_changes_nothing() -> None:
+    data, config = make_data(views=FOLDS), make_config(dropout=0.3, keep="best", averaging="swa")
+    task = replace(task_of(config), folds=3)
+    straight = train_to_end([task], data, "log_loss")[0]
+    assert {name.partition(".")[0] for name in straight.arrays} >= {"theta", "mean", "best", "fold1", "fold2"}
+    paused = train_to_end([replace(task, target_epochs=2)], data, "log_loss")[0]
+    again = replace(task, state=LaneState.from_arrays(paused.as_arrays()))
+    assert_equal_states(train_to_end([again], data, "log_loss")[0], straight)
+    thetas = [straight.kept(fold)["theta"] for fold in range(3)]
+    assert all(np.abs(one - other).max() > 0.01 for one, other in pairwise(thetas)), "folds have streams of their own"
+
+
+def test_a_trial_stops_when_the_mean_of_its_folds_is_no_better() -> None:
+    data = make_data(views=FOLDS)
+    config = make_config(learning_rate=0.2, patience=3, keep="best", max_epochs=60, schedule="constant", dropout=0.5)
+    trainer = PackTrainer([replace(task_of(config), folds=3)], data, "log_loss")
+    curve = []
+    while trainer.running:
+        curve.append(trainer.run_epoch()[0].value)
+    progress = trainer.progress[0]
+    assert progress.best_epoch == 1 + int(np.argmin(curve)) == len(curve) - 3 < 57
+    assert progress.judged_value(config) == min(curve)
+
+
+def test_a_trial_has_diverged_when_one_fold_has() -> None:
+    data = make_data("regression", views=FOLDS)
+    first, _ = data.spans["standard", 2].train
+    data.x_train[first] = math.inf
+    states = train_to_end([replace(task_of(make_config(), n), folds=3) for n in (0, 1)], data, "rmse")
+    assert all(state.progress.diverged for state in states.values())
+    healthy = make_data("regression", views=FOLDS[:2])
+    assert not train_to_end([replace(task_of(make_config()), folds=2)], healthy, "rmse")[0].progress.diverged
 
 
 @pytest.mark.gpu

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tuner.data.dataset import Rows, TrainingData
-from tuner.errors import DeviceError
-from tuner.trial import Task
+from tuner.data.dataset import Rows, TrainingData, View
+from tuner.errors import DataError, DeviceError
+from tuner.spec import Metric
+from tuner.trial import Scaling, Task
 
 
 def resolve_device(name: str) -> torch.device:
@@ -37,16 +42,36 @@ def resolve_device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceData:
-    """Training and validation rows on a device. x: (n, D); y: (n,) int64 classes or floats of x's dtype."""
+class DeviceView:
+    """The rows of one view: one scaling of the features, one fold. Slices of what :class:`DeviceData` holds.
+
+    x: (n, D); y: (n,) int64 classes or floats of x's dtype.
+    first_train, first_val: where its rows begin among those of all views. target_sd: the unit of a regression target.
+    """
 
     x_train: Tensor
     y_train: Tensor
     x_val: Tensor
     y_val: Tensor
+    first_train: int
+    first_val: int
+    target_sd: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceData:
+    """Training and validation rows of all views on a device, those of one view after those of another.
+
+    x: (n of all views, D); y likewise. spans: of each view (scaling, fold), see :class:`Span`.
+    """
+
+    x_train: Tensor
+    y_train: Tensor
+    x_val: Tensor
+    y_val: Tensor
+    spans: Mapping[tuple[Scaling, int], Span]
     task: Task
     n_outputs: int
-    target_sd: float
 
     @property
     def n_features(self) -> int:
@@ -60,25 +85,87 @@ class DeviceData:
     def dtype(self) -> torch.dtype:
         return self.x_train.dtype
 
-    @classmethod
-    def place(cls, data: TrainingData, device: torch.device, dtype: torch.dtype = torch.float32) -> DeviceData:
-        """Copy the rows to ``device``."""
-        view = data.only
-        x_train, y_train = tensors(view.train, device, dtype)
-        x_val, y_val = tensors(view.val, device, dtype)
-        return cls(
-            x_train=x_train,
-            y_train=y_train,
-            x_val=x_val,
-            y_val=y_val,
-            task=data.task,
-            n_outputs=data.n_outputs,
-            target_sd=view.target_sd,
+    @property
+    def folds(self) -> int:
+        """How many folds a trial has; 1 without folds."""
+        return 1 + max(fold for _, fold in self.spans)
+
+    def view(self, scaling: Scaling, fold: int = 0) -> DeviceView:
+        """The rows of one view. Raises KeyError when the data have no such view."""
+        span = self.spans[scaling, fold]
+        train, val = slice(*span.train), slice(*span.val)
+        return DeviceView(
+            x_train=self.x_train[train],
+            y_train=self.y_train[train],
+            x_val=self.x_val[val],
+            y_val=self.y_val[val],
+            first_train=span.train[0],
+            first_val=span.val[0],
+            target_sd=span.target_sd,
         )
 
+    @classmethod
+    def place(cls, data: TrainingData, device: torch.device, dtype: torch.dtype = torch.float32) -> DeviceData:
+        """The rows of all views on ``device``; on a CPU the rows of a single view share its memory."""
+        return cls.of_views(data.views, data.task, data.n_outputs, device, dtype)
 
-def tensors(rows: Rows, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x (n, D) as ``dtype`` and y (n,) as int64 classes or ``dtype``, on ``device``."""
-    x = torch.tensor(rows.x, dtype=dtype, device=device)
-    y = torch.tensor(rows.y, device=device)
-    return x, y if y.dtype == torch.int64 else y.to(dtype)
+    @classmethod
+    def of_views(
+        cls,
+        views: Mapping[tuple[Scaling, int], View],
+        task: Task,
+        n_outputs: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> DeviceData:
+        """The rows of any views of one table. n_outputs: C, or 1 for regression."""
+        x_train, y_train = tensors([view.train for view in views.values()], device, dtype)
+        x_val, y_val = tensors([view.val for view in views.values()], device, dtype)
+        spans, train, val = {}, 0, 0
+        for key, view in views.items():
+            spans[key] = Span(
+                train=(train, train + len(view.train)), val=(val, val + len(view.val)), target_sd=view.target_sd
+            )
+            train, val = spans[key].train[1], spans[key].val[1]
+        return cls(
+            x_train=x_train, y_train=y_train, x_val=x_val, y_val=y_val, spans=spans, task=task, n_outputs=n_outputs
+        )
+
+    def check(self, metric: Metric) -> None:
+        """Raises DataError where ``metric`` is not defined on the validation rows of some view."""
+        if metric == "roc_auc":
+            for (_, fold), span in self.spans.items():
+                if len(torch.unique(self.y_val[slice(*span.val)])) < 2:
+                    raise DataError(
+                        f"metric roc_auc ranks classes against each other, and all validation rows"
+                        f"{f' of fold {fold}' if self.folds > 1 else ''} are of one class; "
+                        "use another metric, or another data.split"
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Where a view's rows lie among those of all views, (first, end), and its regression target's unit."""
+
+    train: tuple[int, int]
+    val: tuple[int, int]
+    target_sd: float
+
+
+def tensors(parts: Sequence[Rows], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The rows of all parts, one after the other: x (n, D) as ``dtype`` and y (n,) as int64 classes or ``dtype``.
+
+    A single part that needs no other device and dtype is not copied: the tensors share its memory.
+    """
+    kind = torch.int64 if parts[0].y.dtype == np.int64 else dtype
+    return _joined([part.x for part in parts], device, dtype), _joined([part.y for part in parts], device, kind)
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]], device: torch.device, dtype: torch.dtype) -> Tensor:
+    if len(arrays) == 1:
+        only = arrays[0]
+        return torch.from_numpy(only if only.flags.writeable else only.copy()).to(device, dtype)
+    joined = torch.empty(sum(map(len, arrays)), *arrays[0].shape[1:], device=device, dtype=dtype)
+    for piece, array in zip(torch.split(joined, [len(array) for array in arrays]), arrays, strict=True):
+        piece.copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
+    return joined

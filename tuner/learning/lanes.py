@@ -10,6 +10,8 @@ How lanes differ inside one pack:
   only, and a lane's head reads the last hidden layer that the lane has. No lane passes through layers it lacks.
 - batch size: micro-steps of the smallest batch. A lane with a larger batch adds up gradients over several micro-steps
   and its optimizer steps on its own cadence.
+- rows: lanes may train on different views of the table (its features scaled otherwise, its rows split into folds). The
+  rows of all views lie in one tensor, and a lane's order points into its own view's.
 - learning rate, weight decay, dropout, momentum, schedule, smoothing, clipping, averaging: numbers of each lane, read
   by the kernels.
 """
@@ -26,7 +28,7 @@ import torch
 from torch import Tensor
 
 from tuner.learning import draws
-from tuner.learning.device import DeviceData
+from tuner.learning.device import DeviceData, DeviceView
 from tuner.learning.kernels import kernels_for, norms
 from tuner.learning.kernels.interface import Blocks, Kernels, LaneReal, Lanes, LaneWhole, Real, Step, Whole
 from tuner.learning.layout import Layout
@@ -34,21 +36,25 @@ from tuner.learning.memory import EVALUATION_ROWS
 from tuner.learning.metrics import balanced_weights, head_of, row_loss, score
 from tuner.learning.mlp import drawn_layer, initial_bounds
 from tuner.learning.randomness import Purpose, dropout_threshold, epoch_order, words
-from tuner.learning.schedules import averaging_rate, batches, factor
+from tuner.learning.schedules import averaging_rate, batches, factor, micro_batch
 from tuner.learning.step_graph import StepGraph
 from tuner.spec import Metric
-from tuner.trial import TrialConfig
+from tuner.trial import Scaling, TrialConfig
 
 EVALUATION_NUMBERS = 2**26  # of a hidden layer at a time on a GPU, where more rows at a time are faster
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
-    """One trial in a pack: its number, its configuration and the key of its random streams."""
+    """One network in a pack: its trial's number, its configuration, the key of its random streams, and its fold.
+
+    It trains on the view (``config.scaling``, ``fold``).
+    """
 
     number: int
     config: TrialConfig
     key: int
+    fold: int = 0
 
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -89,16 +95,17 @@ class Pack:
         self.keys = np.array([lane.key for lane in self.lanes], dtype=np.uint64)
         self.layout = Layout(self.configs, data.n_features, data.n_outputs)
         self.K, self.L, self.H = self.layout.K, self.layout.L, self.layout.H
-        n = len(data.x_train)
-        self.B = min(min(c.batch_size, n) for c in self.configs)
-        self.accumulate = len({min(c.batch_size, n) for c in self.configs}) > 1
+        self.views = [data.view(lane.config.scaling, lane.fold) for lane in self.lanes]
+        self.rows = [len(view.x_train) for view in self.views]
+        self.B = micro_batch(self.configs, self.rows)
+        self.accumulate = any(min(c.batch_size, n) > self.B for c, n in zip(self.configs, self.rows, strict=True))
         self.drops_inputs = any(c.input_dropout > 0 for c in self.configs)
         self.clips = any(c.clip_norm > 0 for c in self.configs)
         self.averages = any(c.averaging != "none" for c in self.configs)
         self._allocate_parameters()
-        self._allocate_activations(n)
+        self._allocate_activations()
         self._describe_lanes()
-        self._plan_steps(n)
+        self._plan_steps()
         self._initialize()
         self._step_graph: StepGraph | None = None
         if data.device.type == "cuda" if graphed is None else graphed:
@@ -142,12 +149,12 @@ class Pack:
         self._h_added = {layer: handle(vector) for layer, vector in {**added, 0: self.b[0]}.items()}
         self._h_g_added = {layer: handle(vector) for layer, vector in {**g_added, 0: self.gb[0]}.items()}
 
-    def _allocate_activations(self, n: int) -> None:
+    def _allocate_activations(self) -> None:
         device, dtype, handle = self.data.device, self.data.dtype, self.kernels.handle
         counts, K, B, H, C = self.layout.counts, self.K, self.B, self.H, self.layout.C
         self.x = torch.zeros(K, B, self.layout.D, device=device, dtype=dtype)
         self.y = torch.zeros(K, B, device=device, dtype=self.data.y_train.dtype)
-        self.order = torch.zeros(K, n, device=device, dtype=torch.int64)
+        self.order = torch.zeros(K, max(self.rows), device=device, dtype=torch.int64)
         self.words = torch.zeros(self.L + 1, 2, K, device=device, dtype=torch.int64)
         self.a = [self.x, *(torch.zeros(count, B, H, device=device, dtype=dtype) for count in counts[1:])]
         self.z = [torch.zeros_like(a) for a in self.a[1:]]
@@ -181,7 +188,7 @@ class Pack:
         class_weights = torch.ones(self.K, self.layout.C, device=device, dtype=dtype)
         for k, c in enumerate(self.configs):
             if c.class_weight == "balanced":
-                class_weights[k] = balanced_weights(self.data.y_train, self.layout.C)
+                class_weights[k] = balanced_weights(self.views[k].y_train, self.layout.C)
         self._lane_tensors = (
             torch.from_numpy(whole).to(device),
             torch.from_numpy(real).to(device, dtype),
@@ -193,11 +200,11 @@ class Pack:
         self._inside = inside.to(self.data.dtype)[:, None, :]  # (K, 1, H)
         self._width = width.to(self.data.dtype)[:, None, None]  # (K, 1, 1)
 
-    def _plan_steps(self, n: int) -> None:
+    def _plan_steps(self) -> None:
         """What is the same in every epoch: each micro-step's whole numbers (S, 3, K), see :class:`Whole`, and row
         weights (S, K), see :class:`Real`; after which micro-steps each lane's optimizer steps; its rows in an epoch.
         """
-        cuts = [batches(n, c) for c in self.configs]
+        cuts = [batches(n, c) for c, n in zip(self.configs, self.rows, strict=True)]
         plans = [micro_steps(cut, self.B) for cut in cuts]
         S = max(map(len, plans))
         self._whole_rows = np.zeros((S, len(Whole), self.K), dtype=np.int64)
@@ -207,7 +214,7 @@ class Pack:
             self._row_weights[: len(plan), k] = 1 / plan[:, 3]
         self._ends = [np.flatnonzero(plan[:, 2]) for plan in plans]
         self._ahead: tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None = None
-        self._rows = np.array([sum(size for _, size in cut) for cut in cuts])
+        self._visited = np.array([sum(size for _, size in cut) for cut in cuts])
 
     def _initialize(self) -> None:
         """Fill all parameters exactly as :class:`tuner.learning.mlp.MLP` starts."""
@@ -263,7 +270,7 @@ class Pack:
             self._run_steps(whole.to(self.data.device), real.to(self.data.device, self.data.dtype))
         if self.norm == "batch" and self.averages:
             self._refresh_statistics()
-        return self._in_given_order(self.loss.cpu().numpy() / self._rows)
+        return self._in_given_order(self.loss.cpu().numpy() / self._visited)
 
     def _run_steps(self, whole: Tensor, real: Tensor) -> None:
         whole_rows, real_rows = self.kernels.handle(whole), self.kernels.handle(real)
@@ -272,12 +279,16 @@ class Pack:
 
     def _draw(self, epochs: npt.NDArray[np.int64]) -> None:
         """Each lane's order and dropout words for its epoch."""
-        n = len(self.data.x_train)
         if self.data.device.type == "cpu":
-            order = [epoch_order(int(key), int(e), n) for key, e in zip(self.keys, epochs, strict=True)]
-            self.order.copy_(torch.from_numpy(np.stack(order)))
+            order = self.order.numpy()
+            for k, (n, view) in enumerate(zip(self.rows, self.views, strict=True)):
+                np.add(epoch_order(int(self.keys[k]), int(epochs[k]), n), view.first_train, out=order[k, :n])
         else:
-            self.order.copy_(draws.orders(self.keys, epochs, n, self.data.device))
+            for n in set(self.rows):
+                lanes = np.flatnonzero(np.array(self.rows) == n)
+                first = torch.tensor([self.views[k].first_train for k in lanes], device=self.data.device)
+                drawn_order = draws.orders(self.keys[lanes], epochs[lanes], n, self.data.device)
+                self.order[torch.from_numpy(lanes), :n] = drawn_order + first[:, None]
         drawn = np.stack([words(self.keys, Purpose.DROPOUT, epochs, layer) for layer in range(self.L + 1)])
         self.words.copy_(torch.from_numpy(drawn.astype(np.int64)))
 
@@ -415,7 +426,16 @@ class Pack:
 
     def _refresh_statistics(self) -> None:
         """The averaged weights' statistics: the mean over the training rows in order, batch by batch."""
-        x = self.data.x_train
+        for view, lanes in self._by_view():
+            total = self._statistics_over(view.x_train)
+            for layer in range(self.L):
+                count = self.layout.counts[layer + 1]
+                for k in lanes[lanes < count].tolist():
+                    averaged = self.configs[k].averaging != "none"
+                    self.judged_running[layer][:, k] = (total if averaged else self.running)[layer][:, k]
+
+    def _statistics_over(self, x: Tensor) -> list[Tensor]:
+        """Mean and variance of each layer (2, K_l, H) over rows x (n, D), every lane's judged weights, dropout off."""
         cut = batches(len(x), self.configs[0])
         total = [torch.zeros_like(running) for running in self.running]
         for start, size in cut:
@@ -427,11 +447,7 @@ class Pack:
                 total[layer - 1] += torch.stack([mean, variance]) / len(cut)
                 normalised = (z - mean[:, None, :]) * torch.rsqrt(z.var(1, correction=0, keepdim=True) + norms.EPS)
                 below = self._activate(layer, normalised, below)
-        for layer in range(self.L):
-            count = self.layout.counts[layer + 1]
-            averaging = torch.tensor([c.averaging != "none" for c in self.configs[:count]], device=x.device)
-            chosen = torch.where(averaging[:, None], total[layer], self.running[layer])
-            self.judged_running[layer].copy_(chosen)
+        return total
 
     def _activate(self, layer: int, normalised: Tensor, below: Tensor) -> Tensor:
         """Hidden layer ``layer`` of the judged weights from its normalised pre-activations on, dropout off."""
@@ -448,17 +464,31 @@ class Pack:
 
         (n, D) -> (K, n, C), in the order the lanes were given.
         """
-        rows_at_once = EVALUATION_ROWS
-        if x.device.type == "cuda":
-            rows_at_once = max(EVALUATION_ROWS, EVALUATION_NUMBERS // (self.K * self.H))
-        parts = [self._infer(rows) for rows in torch.split(x, rows_at_once)]
-        joined = torch.cat(parts, dim=1)
-        return joined[[self._place[given] for given in range(self.K)]]
+        return self._outputs(x)[[self._place[given] for given in range(self.K)]]
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        """(n, D) -> (K, n, C)."""
+        parts = [self._infer(rows.expand(self.K, *rows.shape)) for rows in torch.split(x, self._rows_at_once)]
+        return torch.cat(parts, dim=1)
+
+    @property
+    def _rows_at_once(self) -> int:
+        if self.data.device.type == "cuda":
+            return max(EVALUATION_ROWS, EVALUATION_NUMBERS // (self.K * self.H))
+        return EVALUATION_ROWS
+
+    def _by_view(self) -> list[tuple[DeviceView, npt.NDArray[np.int64]]]:
+        """Each view that lanes train on, and the places of these lanes."""
+        places: dict[tuple[Scaling, int], list[int]] = {}
+        for k, lane in enumerate(self.lanes):
+            places.setdefault((lane.config.scaling, lane.fold), []).append(k)
+        return [(self.views[lanes[0]], np.array(lanes)) for lanes in places.values()]
 
     def _infer(self, x: Tensor) -> Tensor:
+        """x (K, n, D) -> (K, n, C)."""
         handle, judged = self.kernels.handle, self.judged
-        out = torch.empty(self.K, len(x), self.layout.C, device=x.device, dtype=x.dtype)
-        below = x.expand(self.K, *x.shape)
+        out = torch.empty(self.K, x.shape[1], self.layout.C, device=x.device, dtype=x.dtype)
+        below = x
         heads = {layer: (first, last) for layer, first, last in self.heads}
         for layer in range(1, self.L + 1):
             count = self.layout.counts[layer]
@@ -485,11 +515,26 @@ class Pack:
     @torch.no_grad()
     def validate(self, metric: Metric) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Each lane's mean loss and metric on the validation rows: (K,), in the order the lanes were given."""
-        data = self.data
-        outputs = self.outputs(data.x_val)
-        loss = row_loss(self.head, outputs, data.y_val).mean(1, dtype=torch.float64)
-        value = score(metric, outputs, data.y_val, data.target_sd)
-        return loss.cpu().numpy(), value.cpu().numpy()
+        outputs, groups = self._validation_outputs(), self._by_view()
+        loss, value = np.empty(self.K), np.empty(self.K)
+        for view, lanes in groups:
+            own = outputs[torch.from_numpy(lanes), : len(view.x_val)] if len(groups) > 1 else outputs
+            loss[lanes] = row_loss(self.head, own, view.y_val).mean(1, dtype=torch.float64).cpu().numpy()
+            value[lanes] = score(metric, own, view.y_val, view.target_sd).cpu().numpy()
+        return self._in_given_order(loss), self._in_given_order(value)
+
+    def _validation_outputs(self) -> Tensor:
+        """Each lane's outputs on its own view's validation rows, and on any rows after them: (K, n, C)."""
+        if len(self._by_view()) == 1:
+            return self._outputs(self.views[0].x_val)
+        first = torch.tensor([view.first_val for view in self.views])
+        last = first + torch.tensor([len(view.x_val) for view in self.views]) - 1
+        parts = []
+        for start in range(0, int((last - first).max()) + 1, self._rows_at_once):
+            rows = torch.arange(start, start + self._rows_at_once)
+            taken = torch.minimum(first[:, None] + rows, last[:, None])
+            parts.append(self._infer(self.data.x_val[taken.to(self.data.device)]))
+        return torch.cat(parts, dim=1)
 
     # ---- a lane's own state ----
 

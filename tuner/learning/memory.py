@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from tuner.learning.layout import Layout
+from tuner.learning.schedules import micro_batch
 from tuner.trial import TrialConfig
 
 EVALUATION_ROWS = 256  # rows of a validation pass at a time
@@ -15,15 +16,18 @@ SHARE = 0.8  # of a GPU's free memory that packs may take
 BYTES_OF_ORDER = 8  # a row number is an int64
 
 
-def pack_bytes(configs: Sequence[TrialConfig], n: int, D: int, C: int, *, rows_evaluated: int, item: int = 4) -> int:
+def pack_bytes(
+    configs: Sequence[TrialConfig], rows: Sequence[int], D: int, C: int, *, rows_evaluated: int, item: int = 4
+) -> int:
     """Predicted peak bytes of a pack in training and validation: every buffer of :class:`tuner.learning.lanes.Pack`.
 
-    n: training rows. rows_evaluated: validation rows. item: bytes of a number, 4 for float32.
+    rows: each lane's training rows. rows_evaluated: validation rows, of the view that has most. item: bytes of a
+    number, 4 for float32.
     """
     ordered = sorted(configs, key=lambda c: -c.depth)
     layout = Layout(ordered, D, C)
     first, K, H = ordered[0], layout.K, layout.H
-    B = min(min(c.batch_size, n) for c in ordered)
+    B = micro_batch(configs, rows)
     flats = 2 + (1 if first.optimizer in ("sgd", "nesterov") else 2)
     flats += any(c.averaging != "none" for c in ordered) + any(c.keep == "best" for c in ordered)
     parameters = flats * layout.size * item
@@ -32,9 +36,9 @@ def pack_bytes(configs: Sequence[TrialConfig], n: int, D: int, C: int, *, rows_e
     activations = (3 * units + K * B * (D + C)) * item
     if first.norm != "none":
         activations += (units + 3 * K * B * H) * item  # what the backward pass keeps, and its temporaries
-    rows = min(EVALUATION_ROWS, rows_evaluated)
-    evaluation = (2 * K * rows * H + 3 * K * rows_evaluated * C) * item
-    return parameters + activations + evaluation + K * n * BYTES_OF_ORDER
+    at_once = min(EVALUATION_ROWS, rows_evaluated)
+    evaluation = (2 * K * at_once * H + 3 * K * rows_evaluated * C) * item
+    return parameters + activations + evaluation + K * max(rows) * BYTES_OF_ORDER
 
 
 def memory_budget(device: torch.device, processes: int | None = None) -> int:

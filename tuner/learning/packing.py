@@ -10,6 +10,7 @@ import torch
 from tuner.learning.device import DeviceData
 from tuner.learning.layout import padded
 from tuner.learning.memory import memory_budget, pack_bytes
+from tuner.learning.schedules import micro_batch
 from tuner.learning.trainer import LaneTask
 from tuner.trial import TrialConfig, Value
 
@@ -37,15 +38,15 @@ def machine_of(device: torch.device) -> Machine:
     return CPU if device.type == "cpu" else GPU
 
 
-def pack_seconds(configs: Sequence[TrialConfig], n: int, D: int, C: int, machine: Machine) -> float:
-    """Estimated seconds of one epoch over ``n`` rows of ``D`` features and ``C`` outputs, all lanes as one pack."""
+def pack_seconds(configs: Sequence[TrialConfig], rows: Sequence[int], D: int, C: int, machine: Machine) -> float:
+    """Estimated seconds of one epoch, all lanes as one pack; rows: each lane's; D features, C outputs."""
     H = padded(max(c.width for c in configs))
-    batches = [min(c.batch_size, n) for c in configs]
-    B, L = min(batches), max(c.depth for c in configs)
-    micro_steps = max(sum(-(-min(b, n - i) // B) for i in range(0, n, b)) for b in set(batches))
+    sizes = [min(c.batch_size, n) for c, n in zip(configs, rows, strict=True)]
+    B, L = micro_batch(configs, rows), max(c.depth for c in configs)
+    micro_steps = max(n // b * -(-b // B) + -(-(n % b) // B) for b, n in set(zip(sizes, rows, strict=True)))
     rate = machine.flops * B / (B + machine.rows_half)
     seconds = micro_steps * (machine.launch_s + L * machine.launch_layer_s)
-    for c, b in zip(configs, batches, strict=True):
+    for c, b, n in zip(configs, sizes, rows, strict=True):
         parameters = D * H + (c.depth - 1) * H * H + H * C
         seconds += micro_steps * 6 * B * parameters / rate
         seconds += -(-n // b) * parameters * BYTES_MOVED / machine.bytes_per_s
@@ -53,11 +54,12 @@ def pack_seconds(configs: Sequence[TrialConfig], n: int, D: int, C: int, machine
 
 
 def plan_packs(tasks: Sequence[LaneTask], data: DeviceData, budget: int | None = None) -> list[list[LaneTask]]:
-    """Partition lanes into packs: equal signatures, similar batch sizes and widths, cheapest in total.
+    """Partition trials into packs: equal signatures, similar batch sizes and widths, cheapest in total.
 
     Lanes of one signature are sorted by (batch size, width, depth); dynamic programming finds the cheapest cut of that
-    line into runs. On a GPU launches are dear and one large pack wins; on a CPU padding is dear and cuts win. No run of
-    two or more lanes is predicted to take more than ``budget`` bytes (None: :func:`memory_budget`).
+    line into runs, all folds of a trial in one. On a GPU launches are dear and one large pack wins; on a CPU padding is
+    dear and cuts win. No run of two or more trials is predicted to take more than ``budget`` bytes (None:
+    :func:`memory_budget`).
     """
     budget = memory_budget(data.device) if budget is None else budget
     signatures: dict[tuple[Value, ...], list[LaneTask]] = {}
@@ -67,15 +69,18 @@ def plan_packs(tasks: Sequence[LaneTask], data: DeviceData, budget: int | None =
 
 
 def bytes_of(tasks: Sequence[LaneTask], data: DeviceData) -> int:
-    """Predicted bytes of these lanes as one pack."""
-    return pack_bytes(
-        [task.lane.config for task in tasks],
-        len(data.x_train),
-        data.n_features,
-        data.n_outputs,
-        rows_evaluated=len(data.x_val),
-        item=data.x_train.element_size(),
-    )
+    """Predicted bytes of these trials as one pack."""
+    configs, rows = _members(tasks, data)
+    evaluated = max(last - first for first, last in (span.val for span in data.spans.values()))
+    D, C, item = data.n_features, data.n_outputs, data.x_train.element_size()
+    return pack_bytes(configs, rows, D, C, rows_evaluated=evaluated, item=item)
+
+
+def _members(tasks: Sequence[LaneTask], data: DeviceData) -> tuple[list[TrialConfig], list[int]]:
+    """Configuration and training rows of each lane."""
+    configs = [task.lane.config for task in tasks for _ in range(task.folds)]
+    spans = [data.spans[task.lane.config.scaling, fold].train for task in tasks for fold in range(task.folds)]
+    return configs, [last - first for first, last in spans]
 
 
 def halved(pack: list[LaneTask]) -> tuple[list[LaneTask], list[LaneTask]]:
@@ -90,9 +95,8 @@ def _cut(group: list[LaneTask], data: DeviceData, budget: int) -> list[list[Lane
         return (c.batch_size, c.width, c.depth, task.lane.number)
 
     machine = machine_of(data.device)
-    n, D, C = len(data.x_train), data.n_features, data.n_outputs
+    D, C = data.n_features, data.n_outputs
     line = sorted(group, key=similarity)
-    configs = [task.lane.config for task in line]
     grain = -(-len(line) // 64)  # cut only at multiples, so that thousands of lanes stay cheap to plan
     while grain > 1 and bytes_of(line[-grain:], data) > budget:
         grain //= 2
@@ -101,11 +105,11 @@ def _cut(group: list[LaneTask], data: DeviceData, budget: int) -> list[list[Lane
     for j in range(1, len(cuts)):
         options = []
         for i in range(j - 1, -1, -1):
-            if i < j - 1 and (
-                cuts[j] - cuts[i] > machine.max_lanes or bytes_of(line[cuts[i] : cuts[j]], data) > budget
-            ):
+            run = line[cuts[i] : cuts[j]]
+            configs, rows = _members(run, data)
+            if i < j - 1 and (len(configs) > machine.max_lanes or bytes_of(run, data) > budget):
                 break
-            options.append((best[i][0] + pack_seconds(configs[cuts[i] : cuts[j]], n, D, C, machine), i))
+            options.append((best[i][0] + pack_seconds(configs, rows, D, C, machine), i))
         best.append(min(options))
     packs: list[list[LaneTask]] = []
     j = len(cuts) - 1

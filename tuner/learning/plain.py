@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from tuner.learning.device import DeviceData
-from tuner.learning.metrics import balanced_weights, batch_loss, head_of, row_loss, score
+from tuner.learning.device import DeviceData, DeviceView
+from tuner.learning.metrics import Head, balanced_weights, batch_loss, head_of, row_loss, score
 from tuner.learning.mlp import MLP
 from tuner.learning.optimizers import make_optimizer, split_parameters
 from tuner.learning.progress import EpochResult
@@ -20,9 +20,9 @@ from tuner.trial import TrialConfig
 
 
 def train_alone(
-    model: MLP, config: TrialConfig, data: DeviceData, key: int, metric: Metric, kept: MLP | None = None
+    model: MLP, config: TrialConfig, data: DeviceData, key: int, metric: Metric, kept: MLP | None = None, fold: int = 0
 ) -> Iterator[EpochResult]:
-    """Train ``model`` in place, an epoch an iteration, for as long as the caller asks for the next one.
+    """Train ``model`` in place on its view, an epoch an iteration, for as long as the caller asks for the next one.
 
     ``kept``, a model of the same form, gets the weights that the trial is judged by: the model's own, or their average.
     """
@@ -30,10 +30,11 @@ def train_alone(
     head = head_of(config.loss, data.task)
     optimizer = make_optimizer(config, model)
     decaying, _ = split_parameters(config, model)
-    weights = (
-        balanced_weights(data.y_train, data.n_outputs).to(data.x_train) if config.class_weight == "balanced" else None
-    )
-    n = len(data.x_train)
+    view = data.view(config.scaling, fold)
+    weights = None
+    if config.class_weight == "balanced":
+        weights = balanced_weights(view.y_train, data.n_outputs).to(data.dtype)
+    n = len(view.x_train)
     plan = batches(n, config)
     step = 0
     for epoch in range(1, config.max_epochs + 1):
@@ -47,7 +48,7 @@ def train_alone(
             for group in optimizer.param_groups:
                 group["lr"] = config.peak_learning_rate * float(factor(config, step, len(plan)))
             optimizer.zero_grad()
-            loss = batch_loss(head, model(data.x_train[rows]), data.y_train[rows], config.label_smoothing, weights)
+            loss = batch_loss(head, model(view.x_train[rows]), view.y_train[rows], config.label_smoothing, weights)
             penalty = config.l2 / 2 * sum(((p**2).sum() for p in decaying), torch.zeros((), device=data.device))
             (loss + penalty).backward()  # type: ignore[no-untyped-call]
             if config.clip_norm > 0:
@@ -57,8 +58,8 @@ def train_alone(
             train_loss += loss.item() * size
             step += 1
         if config.norm == "batch":
-            refresh_statistics(kept, model, config, data)
-        val_loss, value = evaluate_alone(kept, config, data, metric)
+            refresh_statistics(kept, model, config, view)
+        val_loss, value = evaluate_alone(kept, head, view, metric)
         yield EpochResult(
             epoch=epoch, train_loss=train_loss / sum(size for _, size in plan), val_loss=val_loss, value=value
         )
@@ -74,7 +75,7 @@ def average(kept: MLP, model: MLP, rate: float) -> None:
 
 
 @torch.no_grad()
-def refresh_statistics(kept: MLP, model: MLP, config: TrialConfig, data: DeviceData) -> None:
+def refresh_statistics(kept: MLP, model: MLP, config: TrialConfig, view: DeviceView) -> None:
     """Batch normalisation's running statistics of the kept weights.
 
     Without averaging they are the model's own. Averaged weights have none, so they are computed anew: the mean over the
@@ -91,14 +92,14 @@ def refresh_statistics(kept: MLP, model: MLP, config: TrialConfig, data: DeviceD
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    for start, size in batches(len(data.x_train), config):
-        kept(data.x_train[start : start + size])
+    for start, size in batches(len(view.x_train), config):
+        kept(view.x_train[start : start + size])
 
 
 @torch.no_grad()
-def evaluate_alone(model: MLP, config: TrialConfig, data: DeviceData, metric: Metric) -> tuple[float, float]:
+def evaluate_alone(model: MLP, head: Head, view: DeviceView, metric: Metric) -> tuple[float, float]:
     """Mean loss and metric on the validation rows."""
     model.eval()
-    outputs: Tensor = model(data.x_val)
-    loss = row_loss(head_of(config.loss, data.task), outputs, data.y_val).mean().item()
-    return loss, score(metric, outputs, data.y_val, data.target_sd).item()
+    outputs: Tensor = model(view.x_val)
+    loss = row_loss(head, outputs, view.y_val).mean().item()
+    return loss, score(metric, outputs, view.y_val, view.target_sd).item()

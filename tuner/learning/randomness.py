@@ -53,6 +53,14 @@ def lane_key(seed: int, *path: int) -> int:
     return int(key[0])
 
 
+def fold_key(key: int, fold: int) -> int:
+    """The key of a trial's lane on one fold: the trial's own on fold 0, so that folds leave trials without them alone.
+
+    No path of :func:`lane_key` from the study's seed gives the key of another fold: it is mixed once more.
+    """
+    return key if fold == 0 else lane_key(key, fold)
+
+
 def words(keys: U64, purpose: Purpose, epochs: npt.ArrayLike = 0, layer: int = 0) -> tuple[U32, U32]:
     """Two 32-bit words, each of the shape of ``keys``, for one purpose and layer of each lane at its own epoch."""
     counter = np.asarray(epochs, dtype=np.uint64) | np.uint64((int(purpose) << 56) | (layer << 40))

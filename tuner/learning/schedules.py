@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from tuner.trial import TrialConfig
+
+NEARLY_EQUAL = 1.1  # ratio of two batch sizes up to which the smaller is filled up with idle rows
 
 F64 = npt.NDArray[np.float64]
 
@@ -20,6 +24,17 @@ def batches(rows: int, config: TrialConfig) -> list[tuple[int, int]]:
     if config.norm == "batch" and found[-1][1] == 1 and len(found) > 1:
         found.pop()
     return found
+
+
+def micro_batch(configs: Sequence[TrialConfig], rows: Sequence[int]) -> int:
+    """B: rows of a micro-step of a pack; configuration i trains on ``rows[i]`` rows.
+
+    The smallest batch, which larger ones are made of. But batches that are nearly equal, as the whole sets of folds
+    are, are not cut for the last few rows; nor are those of batch normalisation, which needs them whole.
+    """
+    sizes = [min(config.batch_size, n) for config, n in zip(configs, rows, strict=True)]
+    whole = configs[0].norm == "batch" or max(sizes) <= NEARLY_EQUAL * min(sizes)
+    return max(sizes) if whole else min(sizes)
 
 
 def factor(config: TrialConfig, step: npt.ArrayLike, steps_per_epoch: int) -> F64:

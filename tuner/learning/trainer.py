@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from tuner.learning.device import DeviceData
 from tuner.learning.lanes import Arrays, Lane, Pack
 from tuner.learning.progress import EpochResult, Progress
+from tuner.learning.randomness import fold_key
 from tuner.spec import METRICS, Metric
 
 
@@ -19,7 +20,7 @@ from tuner.spec import METRICS, Metric
 class LaneState:
     """All of a trial that training needs to go on: exact, so that a resumed trial equals an uninterrupted one.
 
-    ``arrays`` are as :meth:`Pack.export` gives them.
+    ``arrays`` are as :meth:`Pack.export` gives them; those of fold f > 0 are named ``fold{f}.…``.
     """
 
     progress: Progress
@@ -42,12 +43,23 @@ class LaneState:
         )
         return cls(progress=progress, arrays={name: a for name, a in stored.items() if name != "progress"})
 
-    @property
-    def kept(self) -> Arrays:
+    @classmethod
+    def of_folds(cls, progress: Progress, folds: Sequence[Arrays]) -> LaneState:
+        """Of a trial whose lane on fold f has the arrays ``folds[f]``."""
+        named = {_prefix(fold) + name: a for fold, arrays in enumerate(folds) for name, a in arrays.items()}
+        return cls(progress=progress, arrays=named)
+
+    def of_fold(self, fold: int) -> Arrays:
+        """The arrays of the trial's lane on one fold."""
+        prefix = _prefix(fold)
+        own = {name: a for name, a in self.arrays.items() if name.startswith("fold") == bool(prefix)}
+        return {name.removeprefix(prefix): a for name, a in own.items() if name.startswith(prefix)}
+
+    def kept(self, fold: int = 0) -> Arrays:
         """The weights that the trial is judged by, as :meth:`Pack.restore` takes them: the best epoch's where they are
         kept, averaged ones where the trial averages.
         """
-        arrays = self.arrays
+        arrays = self.of_fold(fold)
         theta = arrays.get("best", arrays.get("mean", arrays["theta"]))
         running = arrays.get("best_running", arrays.get("mean_running", arrays.get("running")))
         return {"theta": theta, "mean": theta} | ({} if running is None else {"running": running})
@@ -55,15 +67,25 @@ class LaneState:
 
 @dataclass(frozen=True, kw_only=True)
 class LaneTask:
-    """A lane, how many epochs it shall have in the end, and where it stands (None: at the beginning)."""
+    """A trial to train: its lane, how many epochs it shall have in the end, and where it stands (None: nowhere yet).
+
+    folds: on how many folds it trains, each a lane of its own in the same pack; ``lane`` is that of fold 0. Its losses
+    and its value are then means over folds, and it has diverged when one of them has.
+    """
 
     lane: Lane
     target_epochs: int
     state: LaneState | None = None
+    folds: int = 1
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """The lane of each fold."""
+        return [replace(self.lane, fold=fold, key=fold_key(self.lane.key, fold)) for fold in range(self.folds)]
 
 
 class PackTrainer:
-    """Trains the lanes of one pack side by side; each stops at its own target, and the others go on."""
+    """Trains the trials of one pack side by side; each stops at its own target, and the others go on."""
 
     def __init__(self, tasks: Sequence[LaneTask], data: DeviceData, metric: Metric) -> None:
         self.data, self.metric = data, metric
@@ -86,33 +108,34 @@ class PackTrainer:
     def run_epoch(self) -> dict[int, EpochResult]:
         """One more epoch of every running lane, validated."""
         results: dict[int, EpochResult] = {}
-        improved = []
+        improved: list[int] = []
         maximize = METRICS[self.metric].direction == "maximize"
-        epochs = [self.progress[n].epoch + 1 if n in self._running else 1 for n in self._loaded]
-        train_loss = self._pack.train_epoch(epochs)
+        epoch_of = {n: self.progress[n].epoch + 1 if n in self._running else 1 for n in self._places}
+        train_loss = self._pack.train_epoch([epoch_of[n] for n, lanes in self._places.items() for _ in lanes])
         val_loss, value = self._pack.validate(self.metric)
-        for i, number in enumerate(self._loaded):
+        for number, lanes in self._places.items():
             if number not in self._running:
                 continue
+            own = slice(lanes.start, lanes.stop)
             result = EpochResult(
-                epoch=epochs[i],
-                train_loss=float(train_loss[i]),
-                val_loss=float(val_loss[i]),
-                value=float(value[i]),
+                epoch=epoch_of[number],
+                train_loss=float(train_loss[own].mean()),
+                val_loss=float(val_loss[own].mean()),
+                value=float(value[own].mean()),
             )
             results[number] = result
             self.progress[number] = self.progress[number].advance(result, maximize=maximize)
             if self.progress[number].best_epoch == result.epoch:
-                improved.append(i)
+                improved += lanes
         self._pack.mark_best(improved)
         self._retire()
         return results
 
     def state(self, number: int) -> LaneState:
-        """Where a lane stands now."""
+        """Where a trial stands now."""
         if number in self._finished:
             return self._finished[number]
-        return LaneState(progress=self.progress[number], arrays=self._pack.export(self._loaded.index(number)))
+        return LaneState.of_folds(self.progress[number], [self._pack.export(i) for i in self._places[number]])
 
     def _is_over(self, number: int) -> bool:
         task, progress = self.tasks[number], self.progress[number]
@@ -124,18 +147,28 @@ class PackTrainer:
         for number in over:
             self._finished[number] = self.state(number)
         self._running = [n for n in self._running if n not in over]
-        if self._running and 2 * len(self._running) <= len(self._loaded):
+        if self._running and 2 * len(self._running) <= len(self._places):
             self._load({n: self.state(n) for n in self._running})
 
     def _load(self, states: dict[int, LaneState | None]) -> None:
         if not self._running:
             return
-        loaded = list(self._running)
-        pack = Pack([self.tasks[n].lane for n in loaded], self.data)
-        for i, number in enumerate(loaded):
+        places: dict[int, range] = {}  # of each trial's lanes in the pack
+        lanes: list[Lane] = []
+        for number in self._running:
+            own = self.tasks[number].lanes
+            places[number] = range(len(lanes), len(lanes) + len(own))
+            lanes += own
+        pack = Pack(lanes, self.data)
+        for number, own_places in places.items():
             if (state := states[number]) is not None:
-                pack.restore(i, state.arrays)
-        self._loaded, self._pack = loaded, pack
+                for fold, i in enumerate(own_places):
+                    pack.restore(i, state.of_fold(fold))
+        self._places, self._pack = places, pack
+
+
+def _prefix(fold: int) -> str:
+    return f"fold{fold}." if fold else ""
 
 
 def single_thread() -> None:
@@ -157,8 +190,11 @@ def train_to_end(tasks: Sequence[LaneTask], data: DeviceData, metric: Metric) ->
 
 
 def kept_outputs(tasks: Sequence[LaneTask], states: Mapping[int, LaneState], data: DeviceData, x: Tensor) -> Tensor:
-    """Outputs of the weights each lane keeps, dropout off: x (n, D) -> (K, n, C), in the order of ``tasks``."""
+    """Outputs of the weights each trial's lane (with folds, that of fold 0) keeps, dropout off.
+
+    x (n, D) -> (K, n, C), in the order of ``tasks``.
+    """
     pack = Pack([task.lane for task in tasks], data)
     for i, task in enumerate(tasks):
-        pack.restore(i, states[task.lane.number].kept)
+        pack.restore(i, states[task.lane.number].kept())
     return pack.outputs(x)
