@@ -7,18 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from tuner import evaluation as evaluation_module
-from tuner.data.dataset import load_final_data
+from tuner.data.dataset import load_final_data, load_training_data
 from tuner.data.sealed import open_test
 from tuner.errors import BadInputError, NothingCompletedError
-from tuner.evaluation import REFIT, evaluate, interval, selection_bound, wilson
+from tuner.evaluation import evaluate, selection_bound
 from tuner.learning.device import DeviceData, resolve_device
-from tuner.learning.lanes import Lane
+from tuner.learning.ensemble import as_outputs, votes
+from tuner.learning.lanes import Lane, Pack
+from tuner.learning.metrics import head_of, score
 from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneTask, kept_outputs, train_to_end
 from tuner.manager import StudyManager
 from tuner.plan import create_study
+from tuner.refits import REFIT
+from tuner.report.study import evaluation_text
 from tuner.spec import StudySpec, parse_spec
 from tuner.storage.ledger import RungResult
 from tuner.worker import run_worker
@@ -66,7 +71,7 @@ def test_the_report_is_what_its_parts_say(manager: StudyManager) -> None:
     config = spec.trial_config(best.params)
     tasks = [LaneTask(lane=Lane(number=s, config=config, key=lane_key(5, s, REFIT)), target_epochs=9) for s in range(3)]
     states = train_to_end(tasks, data, "error")
-    rows = open_test(spec, Path(), final.preprocessing)
+    rows = open_test(spec, Path(), {"standard": final.preprocessing})["standard"]
     wrong = kept_outputs(tasks, states, data, data.x_val.new_tensor(rows.x)).argmax(-1).numpy() != rows.y
     assert report["test"]["mean"] == pytest.approx(wrong.mean())
     assert report["test"]["sd"] == pytest.approx(np.std(wrong.mean(1), ddof=1))
@@ -138,29 +143,6 @@ def test_every_kind_of_study_is_evaluated(manager: StudyManager, changes: dict[s
         assert 40 < test["mean"] < 90, "in the target's own unit"
 
 
-def test_wilsons_interval_covers_where_a_bootstrap_would_not() -> None:
-    """Of 4,000 samples of 50 rows at a true error of 2 %, close to 95 % of the intervals hold it."""
-    rng = np.random.default_rng(0)
-    shares = rng.binomial(50, 0.02, size=4000) / 50
-    covered = np.mean([low <= 0.02 <= high for low, high in (wilson(s, 50, 0.95) for s in shares)])
-    assert covered > 0.92
-    degenerate = np.mean(shares > 0)  # a percentile bootstrap of no mistakes is [0, 0]
-    assert degenerate < 0.7
-
-
-def test_the_interval_of_an_error_grows_with_the_spread_of_the_seeds() -> None:
-    """Refits that differ by far more than rows explain: rows alone would claim a tenth of the width."""
-    rng = np.random.default_rng(0)
-    rows = np.stack([rng.random(20_000) < share for share in (0.05, 0.08, 0.10, 0.12, 0.15)]).astype(float)
-    # Outputs of refits that get these rows wrong.
-    outputs = torch.stack([torch.from_numpy(1 - rows), torch.from_numpy(rows)], -1)
-    low, high = interval(outputs, torch.zeros(20_000, dtype=torch.int64), "error", 0.95)
-    assert low < 0.075
-    assert high > 0.125
-    alone = wilson(float(rows.mean()), 20_000, 0.95)
-    assert high - low > 5 * (alone[1] - alone[0])
-
-
 def test_two_evaluations_at_once_count_as_a_peek(manager: StudyManager, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(manager, study())
     original = evaluation_module.open_test
@@ -207,23 +189,6 @@ def test_no_search_goes_on_after_the_test_set_was_opened(manager: StudyManager) 
     assert manager.summary("tiny").trials["complete"] == 1
 
 
-def test_wilson_against_published_values() -> None:
-    low, high = wilson(0.1, 100, 0.95)
-    assert (low, high) == (pytest.approx(0.0552, abs=1e-4), pytest.approx(0.1744, abs=1e-4))
-    assert wilson(0.0, 30, 0.95)[0] == 0
-    assert wilson(1.0, 30, 0.95)[1] == 1
-
-
-def test_the_bootstrap_interval_covers_a_known_mean() -> None:
-    rng = np.random.default_rng(1)
-    covered = 0
-    for seed in range(60):
-        misses = torch.from_numpy(rng.exponential(2.0, size=(1, 150, 1)))
-        low, high = interval(misses, torch.zeros(150), "mae", 0.95, seed=seed)
-        covered += low <= 2.0 <= high
-    assert 50 <= covered <= 60
-
-
 def test_the_selection_bound_is_the_finite_class_bound() -> None:
     spec = study(search={"trials": 243})
     config = spec.trial_config({"learning_rate": 0.1, "batch_size": 16, "width": 4, "depth": 1})
@@ -232,3 +197,131 @@ def test_the_selection_bound_is_the_finite_class_bound() -> None:
     best = study(search={"trials": 243}, training={"keep": "best"})
     larger = selection_bound(best, best.trial_config(config.as_dict()), validation_rows=359)
     assert larger == pytest.approx(np.sqrt(np.log(2 * 243 * 9 / 0.05) / (2 * 359)))
+
+
+def test_baselines_are_fitted_on_the_same_rows_and_compared_on_the_same_test_rows(manager: StudyManager) -> None:
+    spec = study()
+    finish(manager, spec)
+    report = evaluate(manager, "tiny", device="cpu")
+    final = load_final_data(spec, Path(), "standard")
+    train, rows = final.data.only.train, open_test(spec, Path(), {"standard": final.preprocessing})["standard"]
+    by_name = {baseline["name"]: baseline for baseline in report["baselines"]}
+    assert list(by_name) == ["constant", "linear", "boosting"]
+    assert {baseline["rows"] for baseline in by_name.values()} == {len(train)}
+    linear = LogisticRegression(**by_name["linear"]["settings"], max_iter=200).fit(train.x, train.y)
+    error = np.mean(linear.predict(rows.x) != rows.y)
+    assert by_name["linear"]["test"]["mean"] == pytest.approx(error)
+    assert by_name["constant"]["test"]["mean"] == pytest.approx(2 / 3)
+    for baseline in by_name.values():
+        difference, test = baseline["difference"], baseline["test"]
+        assert difference["mean"] == pytest.approx(report["test"]["mean"] - test["mean"])
+        assert test["low"] <= test["mean"] <= test["high"]
+        assert difference["low"] <= difference["mean"] <= difference["high"]
+    assert by_name["constant"]["difference"]["verdict"] == "network"
+
+
+def test_a_baseline_that_is_better_is_called_so(manager: StudyManager) -> None:
+    """A network that hardly learns, on a table that a line explains."""
+    spec = study(space={"learning_rate": {"choices": [1e-7, 2e-7]}}, training={"max_epochs": 1}, search={"trials": 2})
+    finish(manager, spec)
+    report = evaluate(manager, "tiny", device="cpu")
+    verdicts = {baseline["name"]: baseline["difference"]["verdict"] for baseline in report["baselines"]}
+    assert verdicts["linear"] == "other"
+    text = evaluation_text(report)
+    assert "logistic regression, fitted on the same rows, is better than the tuned network" in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"final": {"seeds": 2, "fit_on": "train+val"}, "study": {"metric": "log_loss"}},
+        {"study": {"metric": "rmse"}, "data": {"source": "sklearn:diabetes"}},
+        {"model": {"loss": {"choices": ["hinge", "cross_entropy"]}}, "study": {"metric": "accuracy"}},
+        {"training": {"patience": 2}, "study": {"metric": "roc_auc"}},
+        {"data": {"split": {"folds": 3}, "scaling": {"choices": ["standard", "quantile"]}}},
+    ],
+    ids=str,
+)
+def test_an_ensemble_is_chosen_on_validation_and_evaluated_in_the_same_opening(
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    spec = study(**{"search": {"trials": 8}, **changes})
+    finish(manager, spec)
+    opened = []
+    original = evaluation_module.open_test
+    monkeypatch.setattr(evaluation_module, "open_test", lambda *a: opened.append(a) or original(*a))
+    report = evaluate(manager, "tiny", device="cpu", ensemble=True)
+    ensemble = report["ensemble"]
+    assert (len(opened), report["peeks"]) == (1, 0)
+    assert len(ensemble["test"]["values"]) == spec.final.seeds
+    assert ensemble["test"]["low"] <= ensemble["test"]["mean"] <= ensemble["test"]["high"]
+    members = {member["trial"]: member["weight"] for member in ensemble["members"]}
+    assert members.keys() <= set(range(8))
+    assert all(weight >= 1 for weight in members.values())
+
+    # The chosen members, trained by hand as the search trained them, average to the stored validation score.
+    data, metric = DeviceData.place(load_training_data(spec, Path()), resolve_device("cpu")), spec.study.metric
+    rows = {row.number: row for row in manager.trials("tiny")}
+    means: list[Any] = [0.0] * data.folds
+    heads = []
+    for trial, weight in members.items():
+        config, alone = spec.trial_config(rows[trial].params or {}), []
+        lane = Lane(number=trial, config=config, key=lane_key(5, trial))
+        task = LaneTask(lane=lane, target_epochs=rows[trial].epochs, folds=data.folds)
+        state = train_to_end([task], data, metric)[trial]
+        heads.append(head_of(config.loss, spec.task))
+        for fold, of_fold in enumerate(task.lanes):
+            view = data.view(config.scaling, fold)
+            pack = Pack([of_fold], data)
+            pack.restore(0, state.kept(fold))
+            outputs = pack.outputs(view.x_val)[0]
+            alone.append(float(score(metric, outputs, view.y_val, view.target_sd)))
+            means[fold] = means[fold] + votes(heads[-1], outputs) * weight / sum(members.values())
+        assert np.mean(alone) == pytest.approx(rows[trial].value, rel=1e-3), "it came out as it was"
+    views = [data.view(config.scaling, fold) for fold in range(data.folds)]
+    y = torch.cat([view.y_val for view in views])
+    validation = float(score(metric, as_outputs(heads, torch.cat(means)), y, views[0].target_sd))
+    assert ensemble["validation"] == pytest.approx(validation, rel=1e-3, abs=1e-6)
+    if data.folds > 1:
+        return  # the value of a trial is the mean over folds, the ensemble's is that of all rows together
+    if spec.direction == "maximize":
+        assert ensemble["validation"] >= report["validation"] - 1e-6
+    else:
+        assert ensemble["validation"] <= report["validation"] + 1e-6
+
+
+def test_an_ensemble_after_the_evaluation_opens_the_test_set_again(
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(manager, study())
+    opened = []
+    original = evaluation_module.open_test
+    monkeypatch.setattr(evaluation_module, "open_test", lambda *a: opened.append(a) or original(*a))
+    first = evaluate(manager, "tiny", device="cpu")
+    assert (first["ensemble"], first["peeks"]) == (None, 0)
+    second = evaluate(manager, "tiny", device="cpu", ensemble=True)
+    assert (len(opened), second["peeks"]) == (2, 1)
+    assert second["ensemble"]["members"]
+    assert {**second, "ensemble": None, "peeks": 0} == first, "what was stored stays"
+    third = evaluate(manager, "tiny", device="cpu", ensemble=True)
+    assert (len(opened), third) == (2, {**second, "peeks": 2})
+
+
+def test_mistakes_and_seconds_are_in_the_report(manager: StudyManager) -> None:
+    finish(manager, study())
+    report = evaluate(manager, "tiny", device="cpu")
+    classes = report["mistakes"]["classes"]
+    assert classes["labels"] == ["setosa", "versicolor", "virginica"]
+    assert sum(classes["rows"]) == report["test_rows"] == 30
+    share = np.dot(classes["error"], classes["rows"]) / 30
+    assert share == pytest.approx(report["test"]["mean"])
+    assert report["seconds"] > 0
+
+
+def test_residuals_of_a_regression(manager: StudyManager) -> None:
+    finish(manager, study(study={"metric": "rmse"}, data={"source": "sklearn:diabetes"}))
+    found = evaluate(manager, "tiny", device="cpu")["mistakes"]["residuals"]
+    assert 40 < found["sd"] < 90, "in the target's own unit"
+    assert found["quantiles"]["0.05"] < found["quantiles"]["0.5"] < found["quantiles"]["0.95"]
+    assert 0 < found["within"]["0.5"] < found["within"]["1"] <= 1

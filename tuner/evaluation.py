@@ -1,43 +1,47 @@
 """The honest estimate: the winner refitted over several seeds, and the test set opened once.
 
+Everything is fitted before the test set is opened: the refits, the ensemble where one is asked for, and the baselines.
 This is the only module that may open the test set (see :mod:`tuner.data.sealed`; an import contract says so).
+
+Shapes: ``K`` refits, ``n`` rows, ``C`` outputs.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.data.dataset import FinalData, load_final_data
+from tuner.data.dataset import TrainingData, View, load_training_data
 from tuner.data.sealed import open_test
-from tuner.errors import BadInputError, NothingCompletedError
-from tuner.learning.device import DeviceData, resolve_device, tensors
-from tuner.learning.lanes import Lane
+from tuner.errors import BadInputError
+from tuner.learning.baselines import Baseline, Outputs, Y, fit_baselines
+from tuner.learning.device import resolve_device
 from tuner.learning.metrics import score
-from tuner.learning.randomness import lane_key
-from tuner.learning.trainer import LaneTask, kept_outputs, single_thread, train_to_end
-from tuner.manager import BestTrial, StudyManager
+from tuner.learning.mistakes import class_errors, residuals
+from tuner.learning.resampling import Floats, interval, quantile_interval, resampled_scores
+from tuner.learning.trainer import single_thread
+from tuner.manager import StudyManager
+from tuner.refits import FinalRows, Member, Refits, Selection, candidates, refit, select_ensemble, winner
 from tuner.spec import METRICS, Metric, StudySpec
-from tuner.trial import TrialConfig, Value
+from tuner.trial import Scaling, TrialConfig, Value
 from tuner.worker import check_digests
 
-REFIT = 1  # the second part of a refit's key path; a trial's key has one part, so no refit repeats a trial's stream
-BOOTSTRAP_RESAMPLES = 4000
-_AT_ONCE = 2**22  # numbers of (resample, refit, row) at a time
+Verdict = Literal["network", "level", "other"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestScore:
     """The metric on the test rows: mean and standard deviation over refits, and an interval for the mean.
 
-    sd: over seeds, with n-1; None for a single seed. low, high: see :func:`interval`.
+    values: of each refit. sd: over seeds, with n-1; None for a single seed. low, high: see :func:`interval`.
     """
 
     mean: float
@@ -45,6 +49,64 @@ class TestScore:
     low: float
     high: float
     confidence: float
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The tuned network's test score minus another model's on the same rows, with its paired bootstrap interval.
+
+    verdict: which is better; ``level`` where the interval holds 0.
+    """
+
+    mean: float
+    low: float
+    high: float
+    verdict: Verdict
+
+    @classmethod
+    def between(cls, network: Floats, other: Floats, mean: float, metric: Metric, confidence: float) -> Difference:
+        """From paired resamples (R,) of both scores, and the difference of the scores themselves."""
+        low, high = quantile_interval(network - other, confidence)
+        larger_is_worse = METRICS[metric].direction == "minimize"
+        verdict: Verdict = "level"
+        if low > 0:
+            verdict = "other" if larger_is_worse else "network"
+        elif high < 0:
+            verdict = "network" if larger_is_worse else "other"
+        return cls(mean=mean, low=low, high=high, verdict=verdict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineScore:
+    """A baseline's test score; rows: how many it was fitted on; difference: the network's score minus its."""
+
+    name: str
+    title: str
+    settings: Mapping[str, Value]
+    rows: int
+    seconds: float
+    test: TestScore
+    difference: Difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleScore:
+    """An ensemble's test score. members: (trial, weight). difference: the winner's score minus the ensemble's.
+
+    validation: of the ensemble as it was chosen, on the very rows it was chosen by.
+    """
+
+    members: tuple[tuple[int, int], ...]
+    candidates: int
+    validation: float
+    test: TestScore
+    difference: Difference
+
+    def as_dict(self) -> dict[str, Any]:
+        """The machine-readable form."""
+        members = [{"trial": trial, "weight": weight} for trial, weight in self.members]
+        return {**asdict(self), "members": members}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +115,8 @@ class Evaluation:
 
     gap_test_validation, gap_test_train: test mean minus that; positive means worse on test for a minimised metric.
     selection_bound: see :func:`selection_bound`; None for a metric that is no mean of numbers in [0, 1].
+    mistakes: of the refits on the test rows, see :mod:`tuner.learning.mistakes`.
+    baselines: fitted on the same rows. test_rows: how many there are. seconds: what all of this took.
     """
 
     trial: int
@@ -63,6 +127,11 @@ class Evaluation:
     test: TestScore
     train_mean: float
     selection_bound: float | None
+    test_rows: int
+    mistakes: Mapping[str, Any]
+    baselines: tuple[BaselineScore, ...]
+    ensemble: EnsembleScore | None
+    seconds: float
 
     def as_dict(self) -> dict[str, Any]:
         """The machine-readable form, without ``peeks``, which the storage counts."""
@@ -77,16 +146,25 @@ class Evaluation:
             "gap_test_validation": self.test.mean - self.validation,
             "gap_test_train": self.test.mean - self.train_mean,
             "selection_bound": self.selection_bound,
+            "test_rows": self.test_rows,
+            "mistakes": dict(self.mistakes),
+            "baselines": [asdict(baseline) for baseline in self.baselines],
+            "ensemble": None if self.ensemble is None else self.ensemble.as_dict(),
+            "seconds": self.seconds,
         }
 
 
-def evaluate(manager: StudyManager, name: str, *, device: str = "auto") -> dict[str, Any]:
+def evaluate(manager: StudyManager, name: str, *, device: str = "auto", ensemble: bool = False) -> dict[str, Any]:
     """Refit the winner, open the test set, store the result; or the stored result, counted as one more peek.
+
+    ensemble: evaluate a greedy ensemble of the best trials as well. Where the stored result has none, that opens the
+    test set again, which counts as a peek too.
 
     Raises StudyNotFoundError; BadInputError while the study is unfinished and not stopped; NothingCompletedError when
     no trial completed; DataError when the data are not what the study was created with.
     """
-    if manager.evaluation(name) is not None:
+    stored = manager.evaluation(name)
+    if stored is not None and (stored.get("ensemble") or not ensemble):
         manager.count_peek(name)
     else:
         state = manager.summary(name).state
@@ -95,94 +173,169 @@ def evaluate(manager: StudyManager, name: str, *, device: str = "auto") -> dict[
                 f"study {name!r} is {state}: the test set opens when the search is over; "
                 f"finish it with tuner run or tuner worker, or end it with: tuner stop {name}"
             )
-        winner = manager.best(name)
-        if winner is None:
-            raise NothingCompletedError(f"study {name!r} has no completed trial, so there is no winner to evaluate")
+        best = winner(manager, name)
         spec, root = manager.spec(name), manager.data_root(name)
-        final = load_final_data(spec, root, spec.trial_config(winner.params).scaling)
-        check_digests(manager, name, final.data)
+        data = load_training_data(spec, root)
+        check_digests(manager, name, data)
+        ranked = candidates(manager, name) if ensemble else []
+        fits = fit_all(spec, root, data, best, ranked, device=device)
         manager.begin_evaluation(name)
-        manager.store_evaluation(name, refit_and_test(spec, root, final, winner, device=device).as_dict())
+        found = fits.score_on_test(root).as_dict()
+        if ensemble and not manager.store_evaluation(name, found).get("ensemble"):
+            manager.extend_evaluation(name, {"ensemble": found["ensemble"]})
+        elif not ensemble:
+            manager.store_evaluation(name, found)
     stored = manager.evaluation(name)
     assert stored is not None
     return stored
 
 
-def refit_and_test(
-    spec: StudySpec, root: Path, final: FinalData, winner: BestTrial, *, device: str = "auto"
-) -> Evaluation:
-    """Train the winner's configuration anew from ``final.seeds`` seeds, then score it on the test rows."""
-    config, metric = spec.trial_config(winner.params), spec.study.metric
-    place = resolve_device(device)
-    if place.type == "cpu":
-        single_thread()
-    rows = DeviceData.place(final.data, place)
-    view = rows.view(config.scaling)
-    target_epochs = winner.epochs if spec.fit_on == "train+val" else config.max_epochs
-    seeds = range(spec.final.seeds)
-    tasks = [_refit_task(spec, config, target_epochs, seed) for seed in seeds]
-    states = train_to_end(tasks, rows, metric)
-    x_test, y_test = tensors([open_test(spec, root, final.preprocessing)], place, rows.dtype)
-    test = kept_outputs(tasks, states, rows, x_test)
-    train = score(metric, kept_outputs(tasks, states, rows, rows.x_train), rows.y_train, view.target_sd)
-    per_seed = score(metric, test, y_test, view.target_sd).tolist()
-    low, high = interval(test, y_test, metric, spec.final.confidence, target_sd=view.target_sd, seed=spec.study.seed)
-    return Evaluation(
-        trial=winner.number,
-        params=dict(winner.params),
-        metric=metric,
-        seeds=len(seeds),
-        validation=winner.value,
-        test=TestScore(
-            mean=float(np.mean(per_seed)),
-            sd=float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
+@dataclass(frozen=True, kw_only=True)
+class Fits:
+    """All that is to be scored, fitted, with the test set still sealed."""
+
+    spec: StudySpec
+    data: TrainingData
+    rows: FinalRows
+    winner: Refits
+    chosen: Selection | None
+    ensemble: Refits | None
+    baselines: Sequence[Baseline]
+    began: float
+
+    def score_on_test(self, root: Path) -> Evaluation:
+        """Open the test set and score everything on it."""
+        spec, member = self.spec, self.winner.members[0]
+        metric, confidence, scaling = spec.study.metric, spec.final.confidence, member.config.scaling
+        opened = open_test(spec, root, self.rows.fitted)
+        device = self.rows.placed[scaling].device
+        x = {key: torch.from_numpy(rows.x).to(device) for key, rows in opened.items()}
+        y = torch.from_numpy(opened[scaling].y).to(device)
+        outputs = [self.winner.outputs(x)]
+        if self.ensemble is not None:
+            outputs.append(self.ensemble.outputs(x))
+        outputs += [
+            torch.from_numpy(baseline.outputs(opened[scaling].x))[None].to(y.device) for baseline in self.baselines
+        ]
+        resampled = resampled_scores(metric, outputs, y, target_sd=self._view.target_sd, seed=spec.study.seed)
+        scores = [
+            self._test_score(answers, y, statistics) for answers, statistics in zip(outputs, resampled, strict=True)
+        ]
+        own, *others = [
+            (test, Difference.between(resampled[0], statistics, scores[0].mean - test.mean, metric, confidence))
+            for test, statistics in zip(scores, resampled, strict=True)
+        ]
+        ensemble = None
+        if self.chosen is not None:
+            test, difference = others.pop(0)
+            ensemble = EnsembleScore(
+                members=tuple((member.trial, member.weight) for member in self.chosen.members),
+                candidates=self.chosen.candidates,
+                validation=self.chosen.validation,
+                test=test,
+                difference=difference,
+            )
+        fitted = self.winner.outputs(self.rows.train)
+        train = score(metric, fitted, torch.from_numpy(self._view.train.y).to(device), self._view.target_sd)
+        return Evaluation(
+            trial=member.trial,
+            params=dict(member.params),
+            metric=metric,
+            seeds=self.winner.seeds,
+            validation=member.value,
+            test=own[0],
+            train_mean=float(train.mean()),
+            selection_bound=selection_bound(
+                spec, member.config, validation_rows=self.rows.finals[scaling].validation_rows
+            ),
+            test_rows=len(y),
+            mistakes=self._mistakes(outputs[0], y),
+            baselines=tuple(
+                BaselineScore(
+                    name=baseline.name,
+                    title=baseline.title,
+                    settings=baseline.settings,
+                    rows=baseline.rows,
+                    seconds=baseline.seconds,
+                    test=test,
+                    difference=difference,
+                )
+                for baseline, (test, difference) in zip(self.baselines, others, strict=True)
+            ),
+            ensemble=ensemble,
+            seconds=time.perf_counter() - self.began,
+        )
+
+    @property
+    def _view(self) -> View:
+        """What the winner was refitted on."""
+        return self.rows.finals[self.winner.members[0].config.scaling].data.only
+
+    def _test_score(self, outputs: Tensor, y: Tensor, statistics: Floats) -> TestScore:
+        spec, sd = self.spec, self._view.target_sd
+        values = score(spec.study.metric, outputs, y, sd).tolist()
+        low, high = interval(outputs, y, spec.study.metric, spec.final.confidence, target_sd=sd, statistics=statistics)
+        return TestScore(
+            mean=float(np.mean(values)),
+            sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
             low=low,
             high=high,
             confidence=spec.final.confidence,
-        ),
-        train_mean=train.mean().item(),
-        selection_bound=selection_bound(spec, config, validation_rows=final.validation_rows),
+            values=tuple(values),
+        )
+
+    def _mistakes(self, outputs: Tensor, y: Tensor) -> dict[str, Any]:
+        if self.spec.task == "classification":
+            return {"classes": class_errors(outputs, y, self.data.classes).as_dict()}
+        return {"residuals": residuals(outputs, y, self._view.target_sd).as_dict()}
+
+
+def fit_all(
+    spec: StudySpec,
+    root: Path,
+    data: TrainingData,
+    best: Member,
+    ranked: Sequence[Member] = (),
+    *,
+    device: str = "auto",
+) -> Fits:
+    """Refit the winner and, where candidates are ``ranked``, an ensemble of them, and fit the baselines beside them."""
+    began = time.perf_counter()
+    place = resolve_device(device)
+    if place.type == "cpu":
+        single_thread()
+    chosen = select_ensemble(spec, data, ranked, place) if ranked else None
+    rows = FinalRows.load(spec, root, [best, *(chosen.members if chosen else ())], place)
+    return Fits(
+        spec=spec,
+        data=data,
+        rows=rows,
+        winner=refit(spec, rows, [best]),
+        chosen=chosen,
+        ensemble=None if chosen is None else refit(spec, rows, chosen.members),
+        baselines=_baselines(spec, data, rows, best.config.scaling),
+        began=began,
     )
 
 
-def interval(
-    outputs: Tensor, y: Tensor, metric: Metric, confidence: float, *, target_sd: float = 1.0, seed: int = 0
-) -> tuple[float, float]:
-    """An interval for the mean over refits of the metric: outputs (seeds, test rows, C), y (test rows,).
+def _baselines(spec: StudySpec, data: TrainingData, rows: FinalRows, scaling: Scaling) -> list[Baseline]:
+    """Settings are picked between the first fold's train and validation rows; fitted on what the winner is."""
+    metric, searched, final = spec.study.metric, data.views[scaling, 0], rows.finals[scaling].data.only
+    sign = -1 if METRICS[metric].direction == "maximize" else 1
 
-    Percentile bootstrap over test rows and seeds, 4,000 resamples. A bootstrap of no mistakes would claim [0, 0], so
-    for error and accuracy it is widened to Wilson's score interval for the mean share where that reaches further.
-    Resamples in which the metric is not defined (an area under the curve of a single class) are left out.
+    def loss(outputs: Outputs, y: Y) -> float:
+        return sign * float(score(metric, torch.from_numpy(outputs), torch.from_numpy(y), searched.target_sd))
 
-    >>> low, high = interval(torch.eye(2).repeat(5, 50, 1), torch.arange(100) % 2, "error", 0.95)
-    >>> low, round(high, 3)
-    (0.0, 0.037)
-    """
-    rng = np.random.default_rng([seed, 2])
-    K, n = outputs.shape[:2]
-    parts = []
-    for first in range(0, BOOTSTRAP_RESAMPLES, step := max(_AT_ONCE // (K * n), 1)):
-        R = min(step, BOOTSTRAP_RESAMPLES - first)
-        picked = rng.integers(0, n, (R, n)) + n * np.arange(R)[:, None]
-        counts = torch.from_numpy(np.bincount(picked.ravel(), minlength=R * n).reshape(R, 1, n)).to(outputs.device)
-        scores = score(metric, outputs, y, target_sd, counts).cpu().numpy()
-        seeds = rng.integers(0, K, (R, K))
-        parts.append(np.take_along_axis(scores, seeds, axis=1).mean(1))
-    statistics = np.concatenate(parts)
-    tail = (1 - confidence) / 2
-    low, high = (float(bound) for bound in np.nanquantile(statistics, [tail, 1 - tail]))
-    if METRICS[metric].zero_one:
-        least, most = wilson(float(score(metric, outputs, y).mean()), n, confidence)
-        return min(low, least), max(high, most)
-    return low, high
-
-
-def wilson(share: float, n: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval (1927) for a share observed on ``n`` independent rows."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    center = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(center - half, 0.0) if share > 0 else 0.0, min(center + half, 1.0) if share < 1 else 1.0
+    return fit_baselines(
+        (searched.train.x, searched.train.y),
+        (searched.val.x, searched.val.y),
+        loss,
+        task=spec.task,
+        n_outputs=data.n_outputs,
+        metric=metric,
+        refit_on=(final.train.x, final.train.y) if spec.fit_on == "train+val" else None,
+        seed=spec.study.seed,
+    )
 
 
 def selection_bound(spec: StudySpec, config: TrialConfig, *, validation_rows: int) -> float | None:
@@ -195,8 +348,3 @@ def selection_bound(spec: StudySpec, config: TrialConfig, *, validation_rows: in
         return None
     candidates = spec.total_trials * (config.max_epochs if config.keep == "best" else 1)
     return math.sqrt(math.log(2 * candidates / (1 - spec.final.confidence)) / (2 * validation_rows))
-
-
-def _refit_task(spec: StudySpec, config: TrialConfig, target_epochs: int, seed: int) -> LaneTask:
-    lane = Lane(number=seed, config=config, key=lane_key(spec.study.seed, seed, REFIT))
-    return LaneTask(lane=lane, target_epochs=target_epochs)

@@ -447,6 +447,19 @@ class StudyManager:
 
         return self._database.write(work)
 
+    def extend_evaluation(self, name: str, part: Mapping[str, Any]) -> dict[str, Any]:
+        """Add keys to the stored evaluation; returns the whole. Keys that have a value already keep it."""
+        study_id = self._study(name).study_id
+
+        def work(connection: Connection) -> dict[str, Any]:
+            mine = evaluations.c.study_id == study_id
+            stored = json.loads(connection.execute(select(evaluations.c.content).where(mine)).scalar_one()) or {}
+            whole = {**stored, **{key: value for key, value in part.items() if not stored.get(key)}}
+            connection.execute(update(evaluations).where(mine).values(content=strict_json.dumps(whole)))
+            return _evaluations(connection, [study_id])[study_id]
+
+        return self._database.write(work)
+
     def count_peek(self, name: str) -> int:
         """Write down that the stored evaluation was looked at again; returns how often that makes. 0 without one."""
         study_id = self._study(name).study_id

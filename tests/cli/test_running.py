@@ -1,5 +1,6 @@
 """run and worker: from a study file to a test error, through Ctrl-C, again and again."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -80,6 +81,20 @@ def test_run_reports_an_honest_test_error() -> None:
     assert evaluation["peeks"] == 0
 
 
+def test_run_with_an_ensemble() -> None:
+    tuner("create", write_study())
+    tuner("worker", "tiny", "--device", "cpu", "--quiet")
+    result = tuner("run", "tiny.toml", "--ensemble", "--device", "cpu")
+    assert result.stderr.endswith("tiny: refitting the winner and choosing an ensemble, then opening the test set\n")
+    evaluation = tuner_json("show", "tiny")["evaluation"]
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("ensemble ")]
+    assert f"{evaluation['ensemble']['test']['mean']:.4g} ± " in line
+    assert line.endswith("from the best 3")
+    assert evaluation["peeks"] == 0
+    assert tuner("run", "tiny.toml", "--ensemble").stdout == result.stdout, "it is stored, and not opened again"
+    assert tuner_json("show", "tiny")["evaluation"] == evaluation
+
+
 def test_results_follow_the_contract() -> None:
     tuner("create", write_study())
     tuner("worker", "tiny", "--device", "cpu", "--quiet")
@@ -93,16 +108,18 @@ def test_results_follow_the_contract() -> None:
     assert (trials[0]["state"], trials[0]["epochs"], trials[0]["attempt"]) == ("complete", 4, 1)
     assert list(evaluation) == [
         "trial", "params", "metric", "seeds", "validation", "test", "train", "gap_test_validation", "gap_test_train",
-        "selection_bound", "peeks",
+        "selection_bound", "test_rows", "mistakes", "baselines", "ensemble", "seconds", "peeks",
     ]  # fmt: skip
-    assert list(evaluation["test"]) == ["mean", "sd", "low", "high", "confidence"]
+    assert list(evaluation["test"]) == ["mean", "sd", "low", "high", "confidence", "values"]
     assert evaluation["params"] == best["params"]
     assert evaluation["validation"] == best["value"]
 
     assert tuner_json("evaluate", "tiny") == {**evaluation, "peeks": 1}
     assert "looked at again 2 times" in tuner("evaluate", "tiny").stdout
-    header, row = tuner("evaluate", "tiny", "-f", "csv").stdout.splitlines()
-    assert dict(zip(header.split(","), row.split(","), strict=True))["test.mean"] == repr(evaluation["test"]["mean"])
+    winner, *others = csv.DictReader(tuner("evaluate", "tiny", "-f", "csv").stdout.splitlines())
+    assert (winner["model"], winner["test.mean"]) == ("winner", repr(evaluation["test"]["mean"]))
+    assert [row["model"] for row in others] == ["constant", "linear", "boosting"]
+    assert others[0]["winner_minus_it.verdict"] == evaluation["baselines"][0]["difference"]["verdict"]
     assert len(tuner("trials", "tiny", "-f", "csv").stdout.splitlines()) == 4
     assert tuner("trials", "tiny").stdout.splitlines()[0].split() == (
         ["number", "state", "value", "epochs", "bracket", "rung", "seconds", "learning_rate", "reason"]

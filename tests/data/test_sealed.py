@@ -12,7 +12,7 @@ from tuner.spec import StudySpec
 
 
 def rows_of_test(spec: StudySpec, root: Path) -> Rows:
-    return open_test(spec, root, load_final_data(spec, root, "standard").preprocessing)
+    return open_test(spec, root, {"standard": load_final_data(spec, root, "standard").preprocessing})["standard"]
 
 
 @pytest.mark.parametrize(("task", "metric"), [("classification", "error"), ("regression", "rmse")])

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tuner.report.layout import table
-from tuner.report.study import evaluation_text, outcome_text, studies_text, study_text, trials_text
+from tuner.report.study import evaluation_text, outcome_text, simpler_models, studies_text, study_text, trials_text
 
 STUDY: dict[str, Any] = {
     "name": "s",
@@ -12,6 +12,7 @@ STUDY: dict[str, Any] = {
     "direction": "minimize",
     "sampler": "tpe",
     "pruner": "none",
+    "minutes": None,
     "trials": {"total": 1200, "complete": 1, "pruned": 2, "failed": 3, "running": 0, "waiting": 1194},
     "epochs_trained": 5000,
     "seconds": 61.0,
@@ -74,6 +75,7 @@ def test_table_without_rows() -> None:
 def test_what_to_type_next_finds_the_same_database_and_never_shows_a_password() -> None:
     params = {"learning_rate": 0.1, "batch_size": 8, "width": 4, "depth": 1, "activation": "relu"}
     evaluation = {
+        "metric": "error",
         "seeds": 2,
         "test": {"mean": 0.1, "sd": 0.01, "low": 0.05, "high": 0.2, "confidence": 0.95},
         "gap_test_validation": 0.01,
@@ -81,8 +83,10 @@ def test_what_to_type_next_finds_the_same_database_and_never_shows_a_password() 
     }
     study = {
         "name": "s",
+        "state": "finished",
         "metric": "error",
-        "best": {"number": 3, "value": 0.09, "epochs": 9, "params": params},
+        "minutes": None,
+        "best": {"number": 3, "value": 0.09, "epochs": 9, "complete": True, "params": params},
         "evaluation": evaluation,
         "trials": {"total": 4, "complete": 2, "pruned": 2, "failed": 0},
         "epochs_trained": 20,
@@ -97,3 +101,77 @@ def test_what_to_type_next_finds_the_same_database_and_never_shows_a_password() 
     assert "tuner show s -f json --storage sqlite:///x.db\n" in other
     secret = outcome_text(study, "postgresql+psycopg://me:***@host/db")
     assert secret.endswith('optuna-dashboard "$TUNER_STORAGE"')
+
+
+def judged(title: str, mean: float, verdict: str, network: float = 0.1) -> dict[str, Any]:
+    return {
+        "title": title,
+        "test": {"mean": mean, "low": mean - 0.01, "high": mean + 0.01, "sd": None, "confidence": 0.9},
+        "difference": {"mean": network - mean, "low": -1.0, "high": 1.0, "verdict": verdict},
+    }
+
+
+def test_a_better_baseline_is_said_plainly_and_a_worse_one_is_not() -> None:
+    baselines = [judged("a line", 0.05, "other"), judged("trees", 0.09, "level"), judged("guessing", 0.5, "network")]
+    evaluation = {**EVALUATION, "metric": "error", "test": {**EVALUATION["test"], "mean": 0.1}, "baselines": baselines}
+    assert simpler_models(evaluation) == [
+        "note: a line, fitted on the same rows, is better than the tuned network: test error 0.05 against 0.1",
+        (
+            "note: trees, fitted on the same rows, has the better score, though within the noise: "
+            "test error 0.09 against 0.1"
+        ),
+    ]
+    worse = {**evaluation, "baselines": [judged("trees", 0.12, "level")]}
+    assert simpler_models(worse) == []
+    accurate = {**worse, "metric": "accuracy"}
+    assert len(simpler_models(accurate)) == 1, "of an accuracy the larger is the better"
+
+
+def test_the_comparison_and_the_mistakes_are_tables() -> None:
+    evaluation = {
+        **EVALUATION,
+        "metric": "error",
+        "seconds": 2.0,
+        "baselines": [judged("trees", 60.0, "network", 55.0)],
+        "ensemble": {
+            **judged("", 50.0, "other", 55.0),
+            "members": [{"trial": 1, "weight": 2}, {"trial": 4, "weight": 1}],
+            "candidates": 9,
+            "validation": 45.0,
+        },
+        "mistakes": {
+            "classes": {
+                "labels": ["a", "b"],
+                "rows": [10, 20],
+                "error": [0.1, 0.25],
+                "matrix": [[9, 1], [5, 15]],
+                "confusions": [["b", "a", 5.0], ["a", "b", 1.0]],
+            }
+        },
+    }
+    lines = evaluation_text(evaluation).splitlines()
+    assert lines[1] == (
+        "ensemble    50 over 1 refit, 90 % interval 49.99 to 50.01; "
+        "of 2 trials, chosen on validation (45) from the best 9"
+    )
+    assert [line.split() for line in lines if "trees" in line] == [
+        ["trees", "60", "59.99", "to", "60.01", "-5", "(-1", "to", "+1)"]
+    ]
+    assert [line.split()[:4] for line in lines[-2:]] == [["b", "20", "0.25", "a"], ["a", "10", "0.1", "b"]]
+
+
+def test_residuals_are_told_in_three_lines() -> None:
+    found = {
+        "bias": -1.0,
+        "sd": 9.0,
+        "quantiles": {"0.05": -20.0, "0.5": 0.5, "0.95": 18.0},
+        "within": {"0.5": 0.6, "1": 0.95},
+        "target_sd": 10.0,
+        "r2": 0.7,
+    }
+    lines = evaluation_text({**EVALUATION, "mistakes": {"residuals": found}}).splitlines()[-3:]
+    assert lines == [
+        "R²         0.7",
+        "residuals  -1 on average, sd 9; quantiles -20 (5 %), 0.5 (50 %), 18 (95 %)",
+        "within     60 % within 0.5, 95 % within 1 standard deviations (10) of the target",
+    ]

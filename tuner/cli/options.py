@@ -30,6 +30,12 @@ device_option = click.option(
     help="auto, cpu, cuda, cuda:1, … or mps; auto takes a CUDA device if there is one.",
 )
 
+ensemble_option = click.option(
+    "--ensemble",
+    is_flag=True,
+    help="Also evaluate a greedy ensemble of the study's best trials, chosen on validation.",
+)
+
 
 def storage_options(command: F) -> F:
     """``--storage`` and ``--artifacts``, as parameters ``storage`` and ``artifacts``."""

@@ -5,7 +5,15 @@ from __future__ import annotations
 import click
 
 from tuner.cli import output
-from tuner.cli.options import Format, device_option, format_option, name_argument, open_manager, storage_options
+from tuner.cli.options import (
+    Format,
+    device_option,
+    ensemble_option,
+    format_option,
+    name_argument,
+    open_manager,
+    storage_options,
+)
 from tuner.errors import NothingCompletedError
 
 
@@ -67,18 +75,20 @@ def replay(
 
 @click.command()
 @name_argument
+@ensemble_option
 @device_option
 @storage_options
 @format_option("table", "json", "csv")
-def evaluate(name: str, device: str, storage: str, artifacts: str | None, form: Format) -> None:
+def evaluate(name: str, ensemble: bool, device: str, storage: str, artifacts: str | None, form: Format) -> None:
     """Refit the winner and open the test set.
 
-    The result is stored the first time; every later look returns it and is counted.
+    The result is stored the first time; every later look returns it and is counted. Asking for the ensemble only later
+    opens the test set once more, which is counted, too. As CSV it lists the models that were scored.
     """
-    from tuner.report.study import evaluation_text
+    from tuner.report.study import evaluation_rows, evaluation_text
 
     with open_manager(storage, artifacts) as manager:
         from tuner.evaluation import evaluate as evaluate_study
 
-        record = evaluate_study(manager, name, device=device)
-    output.write(record, form, lambda: evaluation_text(record))
+        record = evaluate_study(manager, name, device=device, ensemble=ensemble)
+    output.write(record, form, lambda: evaluation_text(record), rows=lambda: evaluation_rows(record))

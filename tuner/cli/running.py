@@ -14,6 +14,7 @@ from tuner.cli.group import EXIT_INTERRUPTED
 from tuner.cli.options import (
     Format,
     device_option,
+    ensemble_option,
     format_option,
     name_argument,
     open_manager,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     help="Local worker processes.  [default: one a CUDA device, else one a CPU core]",
 )
 @device_option
+@ensemble_option
 @override_options
 @storage_options
 @quiet_option
@@ -52,6 +54,7 @@ def run(
     study_file: Path,
     workers: int | None,
     device: str,
+    ensemble: bool,
     storage: str,
     artifacts: str | None,
     quiet: bool,
@@ -75,11 +78,13 @@ def run(
             if manager.summary(name).state != "finished":
                 _train(manager, spec, device, workers, storage, artifacts, view)
             summary, database = manager.summary(name), manager.storage
-            if summary.state == "finished" and summary.evaluation is None:
-                view.say(f"{name}: refitting the winner, then opening the test set")
+            opened = summary.evaluation is not None and (not ensemble or summary.evaluation.get("ensemble"))
+            if summary.state == "finished" and not opened:
+                what = "the winner and choosing an ensemble" if ensemble else "the winner"
+                view.say(f"{name}: refitting {what}, then opening the test set")
                 from tuner.evaluation import evaluate
 
-                evaluate(manager, name, device=device)
+                evaluate(manager, name, device=device, ensemble=ensemble)
                 summary = manager.summary(name)
     if summary.state != "finished":
         over = sum(summary.trials[state] for state in ("complete", "pruned", "failed"))

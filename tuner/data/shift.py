@@ -21,6 +21,7 @@ import polars as pl
 from scipy import stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 
 from tuner.data._prepare import prepare
 from tuner.data.columns import Kind
@@ -267,16 +268,17 @@ def _classifier_test(
     second = np.concatenate([half, half]) == 1
     categorical = [kind == "category" for kind in kinds.values()]
     areas, ps = [], []
+    model = HistGradientBoostingClassifier(
+        max_iter=40,
+        max_leaf_nodes=8,
+        min_samples_leaf=10,
+        categorical_features=categorical,
+        early_stopping=False,
+        random_state=seed % 2**32,
+    )
     for held in (second, ~second):
-        model = HistGradientBoostingClassifier(
-            max_iter=40,
-            max_leaf_nodes=8,
-            min_samples_leaf=10,
-            categorical_features=categorical,
-            early_stopping=False,
-            random_state=seed % 2**32,
-        ).fit(x[~held], label[~held])
-        score = model.decision_function(x[held])
+        with threadpool_limits(1):  # on so few rows threads wait more than they work
+            score = model.fit(x[~held], label[~held]).decision_function(x[held])
         areas.append(float(roc_auc_score(label[held], score)))
         judged = stats.mannwhitneyu(score[label[held] == 1], score[label[held] == 0], alternative="greater")
         ps.append(float(judged.pvalue))

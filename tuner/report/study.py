@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tuner.report.layout import count, duration, minutes, number, pairs, table
+from tuner.report.layout import count, duration, indented, minutes, number, pairs, table
+from tuner.spec import METRICS
 from tuner.trial import HYPERPARAMETERS
 
 Record = Mapping[str, Any]
+
+CLASSES_SHOWN = 12  # those with the highest error
 
 
 def studies_text(studies: Sequence[Record]) -> str:
@@ -113,17 +116,114 @@ def replay_text(replay: Record) -> str:
 
 
 def evaluation_text(evaluation: Record) -> str:
-    """The test score with its interval, the two gaps, and how far the winner's validation score can be trusted."""
+    """The test score with its interval, the gaps, how far the winner's validation score can be trusted, what simpler
+    models reach on the same rows, and where the mistakes are.
+    """
+    metric = evaluation["metric"]
     lines = {
-        f"test {evaluation['metric']}": _test(evaluation),
-        "winner": f"trial {evaluation['trial']}, validation {evaluation['metric']} {number(evaluation['validation'])}",
+        f"test {metric}": _test(evaluation),
+        **_ensemble(evaluation),
+        "winner": f"trial {evaluation['trial']}, validation {metric} {number(evaluation['validation'])}",
         "gaps": _gaps(evaluation),
     }
     if evaluation["selection_bound"] is not None:
         lines["selection"] = f"the best validation score may be off by {number(evaluation['selection_bound'])}"
     if evaluation["peeks"]:
         lines["peeks"] = f"looked at again {count(evaluation['peeks'], 'time')} since the test set was opened"
-    return pairs(lines, indent="")
+    if (seconds := evaluation.get("seconds")) is not None:
+        lines["took"] = f"{duration(seconds)}, refits and baselines included"
+    parts = [pairs(lines, indent="")]
+    if evaluation.get("baselines"):
+        parts.append("\n".join([*simpler_models(evaluation), _comparison(evaluation)]))
+    parts += _mistakes(evaluation.get("mistakes") or {})
+    return "\n\n".join(parts)
+
+
+def evaluation_rows(evaluation: Record) -> list[dict[str, Any]]:
+    """One record a model that was scored on the test rows: the winner first, then its ensemble and the baselines."""
+    shown = ("mean", "sd", "low", "high", "confidence")
+    others = [("ensemble", evaluation["ensemble"])] if evaluation.get("ensemble") else []
+    others += [(baseline["name"], baseline) for baseline in evaluation.get("baselines") or []]
+    winner = {key: evaluation[key] for key in ("trial", "metric", "seeds", "validation", "peeks")}
+    rows = [{"model": "winner", **winner, "test": {key: evaluation["test"][key] for key in shown}}]
+    for name, other in others:
+        test = {key: other["test"][key] for key in shown}
+        rows.append(
+            {"model": name, "metric": evaluation["metric"], "test": test, "winner_minus_it": other["difference"]}
+        )
+    return rows
+
+
+def simpler_models(evaluation: Record) -> list[str]:
+    """A sentence for each baseline that is better than the tuned network, or has a better score within the noise."""
+    sentences = []
+    worse = -1 if METRICS[evaluation["metric"]].direction == "maximize" else 1
+    for baseline in evaluation.get("baselines") or []:
+        difference = baseline["difference"]
+        if difference["verdict"] == "other":
+            verdict = "is better than the tuned network"
+        elif difference["verdict"] == "level" and (difference["mean"] or 0) * worse > 0:
+            verdict = "has the better score, though within the noise"
+        else:
+            continue
+        sentences.append(
+            f"note: {baseline['title']}, fitted on the same rows, {verdict}: "
+            f"test {evaluation['metric']} {number(baseline['test']['mean'])} against "
+            f"{number(evaluation['test']['mean'])}"
+        )
+    return sentences
+
+
+def _comparison(evaluation: Record) -> str:
+    """The network, its ensemble and the baselines on the same test rows."""
+    rows = [["the tuned network", *_scored(evaluation["test"]), ""]]
+    others = [(baseline["title"], baseline) for baseline in evaluation["baselines"]]
+    if ensemble := evaluation.get("ensemble"):
+        others.insert(0, ("the ensemble", ensemble))
+    for title, other in others:
+        d = other["difference"]
+        told = f"{_signed(d['mean'])} ({_signed(d['low'])} to {_signed(d['high'])})"
+        rows.append([title, *_scored(other["test"]), told])
+    interval = f"{100 * evaluation['test']['confidence']:g} % interval"
+    header = ["on the same rows", f"test {evaluation['metric']}", interval, "the network minus it"]
+    return indented(table(header, rows))
+
+
+def _scored(test: Record) -> list[Any]:
+    return [test["mean"], f"{number(test['low'])} to {number(test['high'])}"]
+
+
+def _ensemble(evaluation: Record) -> dict[str, str]:
+    ensemble = evaluation.get("ensemble")
+    if not ensemble:
+        return {}
+    members = count(len(ensemble["members"]), "trial")
+    chosen = f"of {members}, chosen on validation ({number(ensemble['validation'])}) from the best {{}}"
+    return {"ensemble": f"{_test({**evaluation, 'test': ensemble['test']})}; {chosen.format(ensemble['candidates'])}"}
+
+
+def _mistakes(mistakes: Record) -> list[str]:
+    """A table of the classes with the highest error, or the residuals in one line each."""
+    if classes := mistakes.get("classes"):
+        taken: dict[str, str] = {}
+        for label, other, rows in classes["confusions"]:
+            taken.setdefault(label, f"{other} ({number(float(rows))})")
+        ranked = sorted(
+            zip(classes["labels"], classes["rows"], classes["error"], strict=True), key=lambda row: -(row[2] or 0.0)
+        )
+        shown = [[label, rows, error, taken.get(label, "")] for label, rows, error in ranked[:CLASSES_SHOWN]]
+        more = f"\n… and {len(ranked) - CLASSES_SHOWN} more classes" if len(ranked) > CLASSES_SHOWN else ""
+        return [indented(table(["class", "test rows", "error", "most often taken for (rows)"], shown) + more)]
+    if found := mistakes.get("residuals"):
+        quantiles = ", ".join(f"{number(value)} ({100 * float(q):g} %)" for q, value in found["quantiles"].items())
+        within = ", ".join(f"{100 * share:.3g} % within {sds}" for sds, share in found["within"].items())
+        lines = {
+            "R²": found["r2"],
+            "residuals": f"{_signed(found['bias'])} on average, sd {number(found['sd'])}; quantiles {quantiles}",
+            "within": f"{within} standard deviations ({number(found['target_sd'])}) of the target",
+        }
+        return [pairs(lines, indent="")]
+    return []
 
 
 def outcome_text(study: Record, database: str, option: str = "") -> str:
@@ -135,7 +235,9 @@ def outcome_text(study: Record, database: str, option: str = "") -> str:
     scores = {
         f"validation {metric}": f"{number(best['value'])}, {_optimistic(study['trials']['total'])}",
         f"test {metric}": _test(evaluation),
+        **_ensemble(evaluation),
         "gaps": _gaps(evaluation),
+        **_baselines(evaluation),
     }
     what_next = {
         "database": database,
@@ -146,7 +248,7 @@ def outcome_text(study: Record, database: str, option: str = "") -> str:
     return "\n\n".join(
         [
             f"{name}: {_work(study)}",
-            pairs(scores, indent=""),
+            "\n".join([pairs(scores, indent=""), *simpler_models(evaluation)]),
             f"winner: trial {_trained(best)}\n{pairs(told(best['params']))}",
             pairs(what_next, indent=""),
         ]
@@ -156,6 +258,14 @@ def outcome_text(study: Record, database: str, option: str = "") -> str:
 def _trained(best: Record) -> str:
     cut = "" if best["complete"] else "; none completed in time, it is the best of those that got furthest"
     return f"{best['number']}, {count(best['epochs'], 'epoch')}{cut}"
+
+
+def _baselines(evaluation: Record) -> dict[str, str]:
+    """What simpler models reach, in one line."""
+    found = [
+        f"{baseline['title']} {number(baseline['test']['mean'])}" for baseline in evaluation.get("baselines") or []
+    ]
+    return {"baselines": f"{', '.join(found)}; fitted on the same rows"} if found else {}
 
 
 def _optimistic(total: int) -> str:
