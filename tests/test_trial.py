@@ -23,7 +23,12 @@ REQUIRED = {"learning_rate": 0.1, "batch_size": 32, "width": 8, "depth": 2, "max
 
 
 def test_every_hyperparameter_is_configured() -> None:
-    assert set(HYPERPARAMETERS) == {f.name for f in fields(TrialConfig)} - {"max_epochs", "patience", "keep"}
+    assert set(HYPERPARAMETERS) == {f.name for f in fields(TrialConfig)} - {
+        "max_epochs",
+        "patience",
+        "keep",
+        "precision",
+    }
 
 
 def test_defaults_agree() -> None:

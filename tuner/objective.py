@@ -46,7 +46,7 @@ class Objective:
 
     def __init__(self, spec: StudySpec, root: Path, *, device: str = "cpu") -> None:
         self.spec = spec
-        self.data = DeviceData.place(load_training_data(spec, root), resolve_device(device))
+        self.data = DeviceData.place(load_training_data(spec, root), resolve_device(device, spec.training.precision))
         self.data.check(spec.study.metric)
 
     def __call__(self, trial: optuna.Trial) -> float:

@@ -61,7 +61,8 @@ def replay(manager: StudyManager, name: str, number: int, *, device: str = "auto
     params, curve = trials[number].params, manager.curve(name, number)
     if params is None or not curve:
         raise BadInputError(f"trial {number} of study {name!r} has not been trained yet: it is {trials[number].state}")
-    spec, place = manager.spec(name), resolve_device(device)
+    spec = manager.spec(name)
+    place = resolve_device(device, spec.training.precision)
     if place.type == "cpu":
         single_thread()
     data = load_training_data(spec, manager.data_root(name))

@@ -27,7 +27,7 @@ from pydantic_core import ErrorDetails
 
 from tuner.errors import BadInputError, SpecError
 from tuner.space import Choices, Constant, Domain, Range, Space, parse_domain
-from tuner.trial import HYPERPARAMETERS, Keep, Task, TrialConfig, Value
+from tuner.trial import HYPERPARAMETERS, Keep, Precision, Task, TrialConfig, Value
 
 Metric = Literal["error", "accuracy", "balanced_accuracy", "f1", "roc_auc", "log_loss", "rmse", "mse", "mae", "r2"]
 Sampler = Literal["grid", "random", "tpe", "qmc"]
@@ -239,6 +239,7 @@ class TrainingSection(_Section):
     max_epochs: int = Field(default=81, ge=1, le=1_000_000)
     patience: int = Field(default=0, ge=0)  # epochs; 0 never stops early
     keep: Keep | None = None  # None: best with patience, else last
+    precision: Precision = "float32"  # of matrix products, on every device that works on the study
 
 
 class RefineSection(_Section):
@@ -345,8 +346,8 @@ class StudySpec(_Section):
 
     def trial_config(self, params: Mapping[str, Value]) -> TrialConfig:
         """The configuration of one trial; ``params`` holds every hyperparameter (see :meth:`Space.complete`)."""
-        fixed = {"max_epochs": self.training.max_epochs, "patience": self.training.patience, "keep": self.keep}
-        return TrialConfig.from_values({**params, **fixed})
+        fixed = {name: getattr(self.training, name) for name in ("max_epochs", "patience", "precision")}
+        return TrialConfig.from_values({**params, **fixed, "keep": self.keep})
 
     def as_json(self) -> str:
         """Canonical JSON: equal specs give equal text; :func:`parse_spec` of its content gives the spec again."""

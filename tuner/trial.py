@@ -16,6 +16,7 @@ Averaging = Literal["none", "swa", "ema"]
 ClassWeight = Literal["none", "balanced"]
 Scaling = Literal["standard", "robust", "quantile"]
 Keep = Literal["last", "best"]
+Precision = Literal["float32", "tf32", "bf16"]
 Task = Literal["classification", "regression"]
 Value = float | int | str
 Section = Literal["data", "model", "training", "space"]
@@ -115,6 +116,7 @@ class TrialConfig:
     max_epochs: the horizon of the schedule; a trial stopped at a rung has only walked part of it.
     patience: epochs without improvement of the validation metric after which training stops; 0 never stops.
     keep: the weights a trial is judged by and that would be kept: the last epoch's, or the best epoch's.
+    precision: of the matrix products, see :mod:`tuner.learning.products`.
     """
 
     learning_rate: float
@@ -149,12 +151,14 @@ class TrialConfig:
     max_epochs: int
     patience: int = 0
     keep: Keep = "last"
+    precision: Precision = "float32"
 
     @property
     def signature(self) -> tuple[Value, ...]:
         """What cannot fuse: lanes of one pack have equal signatures. Batch normalisation needs whole, equal batches."""
         batch = self.batch_size if self.norm == "batch" else 0
-        return (self.activation, self.loss, self.optimizer, self.norm, self.residual, self.decay_biases, batch)
+        form = (self.activation, self.loss, self.optimizer, self.norm, self.residual, self.decay_biases)
+        return (*form, self.precision, batch)
 
     @property
     def peak_learning_rate(self) -> float:

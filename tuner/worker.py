@@ -47,7 +47,7 @@ def run_worker(manager: StudyManager, name: str, *, device: str = "auto", stop: 
     Setting ``stop`` lets the current epoch end, then saves the lanes and gives them back. Raises StudyNotFoundError,
     DataError when this machine's data are not the study's, DeviceError, StorageError when the database stays away.
     """
-    place = resolve_device(device)
+    place = resolve_device(device, manager.spec(name).training.precision)
     if place.type == "cpu":
         single_thread()
     data = load_training_data(manager.spec(name), manager.data_root(name))

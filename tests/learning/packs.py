@@ -33,6 +33,7 @@ def make_data(
     classes: int = 3,
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
+    budget: int | None = None,
 ) -> DeviceData:
     """Rows of a linear rule, always the same. Each further view has other rows, one fewer and one more."""
     generator = torch.Generator().manual_seed(7)
@@ -48,7 +49,7 @@ def make_data(
         )
         found[key] = View(train=train, val=val, target_mean=0.0, target_sd=1.0 if task == "classification" else 2.5 + i)
     outputs = classes if task == "classification" else 1
-    return DeviceData.of_views(found, task, outputs, torch.device(device), dtype)
+    return DeviceData.of_views(found, task, outputs, torch.device(device), dtype, budget=budget)
 
 
 def make_config(**changes: object) -> TrialConfig:
@@ -119,6 +120,9 @@ def _fitting(config: TrialConfig, first: dict[str, Any]) -> TrialConfig:
     width = max(config.width, 3) if config.norm == "layer" else config.width
     # Plain gradient steps through four residual layers diverge at rates that Adam takes well.
     rate = config.learning_rate * {"rmsprop": 0.03, "sgd": 0.03, "nesterov": 0.03}.get(config.optimizer, 1)
+    # A unit that steps up in every row is such a constant, too.
+    if config.norm == "batch" and config.activation == "step":
+        config = replace(config, activation="sigmoid")
     return replace(config, batch_size=batch, label_smoothing=smoothing, learning_rate=rate, width=width)
 
 

@@ -236,7 +236,7 @@ def test_evaluation_in_pieces_equals_evaluation_at_once(monkeypatch: pytest.Monk
     data = make_data()
     pack = Pack([lane_of(make_config(**lane), i) for i, lane in enumerate(MIXED)], data)
     whole = pack.outputs(data.x_train)
-    monkeypatch.setattr("tuner.learning.lanes.EVALUATION_ROWS", 7)
+    monkeypatch.setattr("tuner.learning.memory.EVALUATION_ROWS", 7)
     assert torch.allclose(pack.outputs(data.x_train), whole, rtol=0, atol=TOLERANCE)
 
 

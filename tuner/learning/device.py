@@ -14,11 +14,38 @@ from torch import Tensor
 from tuner.data.dataset import Rows, TrainingData, View
 from tuner.errors import DataError, DeviceError
 from tuner.spec import Metric
-from tuner.trial import Scaling, Task
+from tuner.trial import Precision, Scaling, Task
+
+DATA_SHARE = 0.5  # of a GPU's free memory that rows may take; packs need the rest
 
 
-def resolve_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` as a device of this machine. Raises DeviceError."""
+def resolve_device(name: str, precision: Precision = "float32") -> torch.device:
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` as a device of this machine.
+
+    Raises DeviceError for one that is not there, or that has no products of this precision.
+    """
+    device = _named(name)
+    check_precision(device, precision)
+    return device
+
+
+def check_precision(device: torch.device, precision: Precision) -> None:
+    """Raises DeviceError when a device cannot multiply at this precision, see :mod:`tuner.learning.products`."""
+    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        missing = "needs an NVIDIA GPU of compute capability 8.0 or above"
+    elif precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        missing = "needs compute capability 8.0 or above on an NVIDIA GPU"
+    elif precision == "bf16" and device.type == "mps":
+        missing = "is not supported on Apple GPUs"
+    else:
+        return
+    raise DeviceError(
+        f"training.precision {precision} {missing}, and device {str(device)!r} is none; "
+        "use another device, or a study with precision float32"
+    )
+
+
+def _named(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", 0)
@@ -60,9 +87,11 @@ class DeviceView:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceData:
-    """Training and validation rows of all views on a device, those of one view after those of another.
+    """Training and validation rows of all views, those of one view after those of another.
 
     x: (n of all views, D); y likewise. spans: of each view (scaling, fold), see :class:`Span`.
+    device: where packs train on them. streamed: they are too many for it, stay in the host's memory and come in chunks,
+        see :mod:`tuner.learning.stream`; otherwise they are there.
     """
 
     x_train: Tensor
@@ -72,14 +101,12 @@ class DeviceData:
     spans: Mapping[tuple[Scaling, int], Span]
     task: Task
     n_outputs: int
+    device: torch.device
+    streamed: bool = False
 
     @property
     def n_features(self) -> int:
         return self.x_train.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        return self.x_train.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,7 +133,7 @@ class DeviceData:
 
     @classmethod
     def place(cls, data: TrainingData, device: torch.device, dtype: torch.dtype = torch.float32) -> DeviceData:
-        """The rows of all views on ``device``; on a CPU the rows of a single view share its memory."""
+        """The rows of all views for packs on ``device``; on a CPU the rows of a single view share its memory."""
         return cls.of_views(data.views, data.task, data.n_outputs, device, dtype)
 
     @classmethod
@@ -117,10 +144,20 @@ class DeviceData:
         n_outputs: int,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        *,
+        budget: int | None = None,
     ) -> DeviceData:
-        """The rows of any views of one table. n_outputs: C, or 1 for regression."""
-        x_train, y_train = tensors([view.train for view in views.values()], device, dtype)
-        x_val, y_val = tensors([view.val for view in views.values()], device, dtype)
+        """The rows of any views of one table. n_outputs: C, or 1 for regression.
+
+        budget: bytes that the rows may take on the device; None: half of a GPU's free memory, no limit elsewhere.
+        """
+        if budget is None and device.type == "cuda":
+            budget = int(DATA_SHARE * torch.cuda.mem_get_info(device)[0])
+        numbers = sum(part.x.size + part.y.size for view in views.values() for part in (view.train, view.val))
+        streamed = budget is not None and numbers * dtype.itemsize > budget
+        place = torch.device("cpu") if streamed else device
+        x_train, y_train = tensors([view.train for view in views.values()], place, dtype)
+        x_val, y_val = tensors([view.val for view in views.values()], place, dtype)
         spans, train, val = {}, 0, 0
         for key, view in views.items():
             spans[key] = Span(
@@ -128,7 +165,15 @@ class DeviceData:
             )
             train, val = spans[key].train[1], spans[key].val[1]
         return cls(
-            x_train=x_train, y_train=y_train, x_val=x_val, y_val=y_val, spans=spans, task=task, n_outputs=n_outputs
+            x_train=x_train,
+            y_train=y_train,
+            x_val=x_val,
+            y_val=y_val,
+            spans=spans,
+            task=task,
+            n_outputs=n_outputs,
+            device=device,
+            streamed=streamed,
         )
 
     def check(self, metric: Metric) -> None:

@@ -32,16 +32,16 @@ from tuner.learning.device import DeviceData, DeviceView
 from tuner.learning.kernels import kernels_for, norms
 from tuner.learning.kernels.interface import Blocks, Kernels, LaneReal, Lanes, LaneWhole, Real, Step, Whole
 from tuner.learning.layout import Layout
-from tuner.learning.memory import EVALUATION_ROWS
+from tuner.learning.memory import evaluation_rows
 from tuner.learning.metrics import balanced_weights, head_of, row_loss, score
 from tuner.learning.mlp import drawn_layer, initial_bounds
+from tuner.learning.products import Products
 from tuner.learning.randomness import Purpose, dropout_threshold, epoch_order, words
 from tuner.learning.schedules import averaging_rate, batches, factor, micro_batch
 from tuner.learning.step_graph import StepGraph
+from tuner.learning.stream import RowStream
 from tuner.spec import Metric
 from tuner.trial import Scaling, TrialConfig
-
-EVALUATION_NUMBERS = 2**26  # of a hidden layer at a time on a GPU, where more rows at a time are faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,8 @@ class Pack:
         self._allocate_activations()
         self._describe_lanes()
         self._plan_steps()
+        self._allocate_rows()
+        self.products = Products(first.precision)
         self._initialize()
         self._step_graph: StepGraph | None = None
         if data.device.type == "cuda" if graphed is None else graphed:
@@ -154,7 +156,6 @@ class Pack:
         counts, K, B, H, C = self.layout.counts, self.K, self.B, self.H, self.layout.C
         self.x = torch.zeros(K, B, self.layout.D, device=device, dtype=dtype)
         self.y = torch.zeros(K, B, device=device, dtype=self.data.y_train.dtype)
-        self.order = torch.zeros(K, max(self.rows), device=device, dtype=torch.int64)
         self.words = torch.zeros(self.L + 1, 2, K, device=device, dtype=torch.int64)
         self.a = [self.x, *(torch.zeros(count, B, H, device=device, dtype=dtype) for count in counts[1:])]
         self.z = [torch.zeros_like(a) for a in self.a[1:]]
@@ -165,12 +166,20 @@ class Pack:
         bounds = [*counts[1:], 0]
         runs = [(layer + 1, bounds[layer + 1], bounds[layer]) for layer in range(self.L)]
         self.heads = [(layer, first, last) for layer, first, last in runs if last > first]
-        self._h_x, self._h_y, self._h_order = handle(self.x), handle(self.y), handle(self.order)
+        self._h_x, self._h_y = handle(self.x), handle(self.y)
         self._h_words = [handle(self.words[layer]) for layer in range(self.L + 1)]
         self._h_a = [handle(a) for a in self.a]
         self._h_z, self._h_da = [handle(z) for z in self.z], [handle(d) for d in self.da]
         self._h_out, self._h_loss = handle(self.out), handle(self.loss)
-        self._h_data = (handle(self.data.x_train), handle(self.data.y_train))
+
+    def _allocate_rows(self) -> None:
+        """What micro-steps gather their rows from, and in which order: the data themselves, or a stream of them."""
+        data, handle = self.data, self.kernels.handle
+        place = torch.device("cpu") if data.streamed else data.device
+        self.order = torch.zeros(self.K, max(self.rows), device=place, dtype=torch.int64)
+        self._stream = RowStream(data, self.B, self._whole_rows) if data.streamed else None
+        x, y = (self._stream.x, self._stream.y) if self._stream else (data.x_train, data.y_train)
+        self._h_rows = handle(x), handle(y), handle(self._stream.order if self._stream else self.order)
 
     def _describe_lanes(self) -> None:
         whole = np.zeros((len(LaneWhole), self.K), dtype=np.int64)
@@ -262,27 +271,35 @@ class Pack:
         self._draw(inside)
         self.loss.zero_()
         whole, real = torch.from_numpy(self._whole_rows), torch.from_numpy(real_rows)
-        if self._step_graph is not None:
-            self._step_graph.run(self._train_step, whole, real)
-            # The device is busy from here on: prepare what the next epoch most likely needs.
-            self._ahead = inside + 1, self._real_rows(inside + 1)
-        else:
-            self._run_steps(whole.to(self.data.device), real.to(self.data.device, self.data.dtype))
-        if self.norm == "batch" and self.averages:
-            self._refresh_statistics()
+        with self.products.scope():
+            if self._step_graph is not None:
+                self._step_graph.run(self._train_step, whole, real, self._feed)
+                # The device is busy from here on: prepare what the next epoch most likely needs.
+                self._ahead = inside + 1, self._real_rows(inside + 1)
+            else:
+                self._run_steps(whole.to(self.data.device), real.to(self.data.device, self.data.dtype))
+            if self.norm == "batch" and self.averages:
+                self._refresh_statistics()
         return self._in_given_order(self.loss.cpu().numpy() / self._visited)
 
     def _run_steps(self, whole: Tensor, real: Tensor) -> None:
         whole_rows, real_rows = self.kernels.handle(whole), self.kernels.handle(real)
         for s in range(len(whole)):
+            self._feed(s)
             self._train_step(Step(whole_rows[s], real_rows[s]), whole[s])
+
+    def _feed(self, s: int) -> None:
+        if self._stream is not None:
+            self._stream.feed(s)
 
     def _draw(self, epochs: npt.NDArray[np.int64]) -> None:
         """Each lane's order and dropout words for its epoch."""
-        if self.data.device.type == "cpu":
+        if self.order.device.type == "cpu":
             order = self.order.numpy()
             for k, (n, view) in enumerate(zip(self.rows, self.views, strict=True)):
                 np.add(epoch_order(int(self.keys[k]), int(epochs[k]), n), view.first_train, out=order[k, :n])
+            if self._stream is not None:
+                self._stream.begin(order)
         else:
             for n in set(self.rows):
                 lanes = np.flatnonzero(np.array(self.rows) == n)
@@ -313,14 +330,13 @@ class Pack:
         return np.ascontiguousarray(real.transpose(2, 1, 0))
 
     def _train_step(self, step: Step, whole: Tensor) -> None:
-        kernels, counts, accumulate = self.kernels, self.layout.counts, self.accumulate
-        beta = 1.0 if accumulate else 0.0
-        kernels.gather(*self._h_data, self._h_order, step, self._h_x, self._h_y)
+        kernels, products, counts, accumulate = self.kernels, self.products, self.layout.counts, self.accumulate
+        kernels.gather(*self._h_rows, step, self._h_x, self._h_y)
         if self.drops_inputs:
             kernels.drop_inputs(self._h_x, self._h_words[0], step, self.lane_numbers)
         saved = [self._forward_layer(layer, step, whole) for layer in range(1, self.L + 1)]
         for layer, first, last in self.heads:
-            torch.bmm(self.a[layer][first:last], self.W[0][first:last], out=self.out[first:last])
+            products.set(self.out[first:last], self.a[layer][first:last], self.W[0][first:last])
         kernels.head(
             self.head,
             self._h_out,
@@ -334,8 +350,8 @@ class Pack:
         )
         for layer, first, last in self.heads:
             out, a = self.out[first:last], self.a[layer][first:last]
-            torch.baddbmm(self.gW[0][first:last], a.transpose(1, 2), out, beta=beta, out=self.gW[0][first:last])
-            torch.bmm(out, self.W[0][first:last].transpose(1, 2), out=self.da[layer - 1][first:last])
+            products.add(self.gW[0][first:last], a.transpose(1, 2), out, keep=accumulate)
+            products.set(self.da[layer - 1][first:last], out, self.W[0][first:last].transpose(1, 2))
         for layer in range(self.L, 0, -1):
             count, da = counts[layer], self.da[layer - 1]
             through = self.residual and layer > 1
@@ -343,10 +359,9 @@ class Pack:
                 self.da[layer - 2][:count].copy_(da)
             self._backward_layer(layer, saved[layer - 1], whole)
             below = self.a[layer - 1][:count]
-            torch.baddbmm(self.gW[layer], below.transpose(1, 2), da, beta=beta, out=self.gW[layer])
+            products.add(self.gW[layer], below.transpose(1, 2), da, keep=accumulate)
             if layer > 1:
-                under = self.da[layer - 2][:count]
-                torch.baddbmm(under, da, self.W[layer].transpose(1, 2), beta=1.0 if through else 0.0, out=under)
+                products.add(self.da[layer - 2][:count], da, self.W[layer].transpose(1, 2), keep=through)
         if self.clips:
             kernels.clip(self._h_theta, self._h_gradient, self._blocks, self.lane_numbers, self._h_coefficients)
         kernels.optimize(
@@ -367,7 +382,7 @@ class Pack:
         """Hidden layer ``layer`` of a micro-step; what its normalisation's backward pass needs, if it has one."""
         count = self.layout.counts[layer]
         below, z = self.a[layer - 1][:count], self.z[layer - 1]
-        torch.bmm(below, self.W[layer], out=z)
+        self.products.set(z, below, self.W[layer])
         saved = None
         if self.norm != "none":
             if self.norm == "layer":
@@ -439,10 +454,11 @@ class Pack:
         cut = batches(len(x), self.configs[0])
         total = [torch.zeros_like(running) for running in self.running]
         for start, size in cut:
-            below = x[start : start + size].expand(self.K, size, -1)
+            below = x[start : start + size].to(self.data.device).expand(self.K, size, -1)
             for layer in range(1, self.L + 1):
                 count = self.layout.counts[layer]
-                z = torch.bmm(below[:count], self.judged["weight"][layer])
+                z = torch.empty(count, size, self.H, device=below.device, dtype=below.dtype)
+                self.products.set(z, below[:count], self.judged["weight"][layer])
                 variance, mean = torch.var_mean(z, dim=1)
                 total[layer - 1] += torch.stack([mean, variance]) / len(cut)
                 normalised = (z - mean[:, None, :]) * torch.rsqrt(z.var(1, correction=0, keepdim=True) + norms.EPS)
@@ -468,14 +484,13 @@ class Pack:
 
     def _outputs(self, x: Tensor) -> Tensor:
         """(n, D) -> (K, n, C)."""
-        parts = [self._infer(rows.expand(self.K, *rows.shape)) for rows in torch.split(x, self._rows_at_once)]
-        return torch.cat(parts, dim=1)
+        pieces = (rows.to(self.data.device) for rows in torch.split(x, self._rows_at_once))
+        with self.products.scope():
+            return torch.cat([self._infer(rows.expand(self.K, *rows.shape)) for rows in pieces], dim=1)
 
     @property
     def _rows_at_once(self) -> int:
-        if self.data.device.type == "cuda":
-            return max(EVALUATION_ROWS, EVALUATION_NUMBERS // (self.K * self.H))
-        return EVALUATION_ROWS
+        return evaluation_rows(self.data.device, self.K, self.H)
 
     def _by_view(self) -> list[tuple[DeviceView, npt.NDArray[np.int64]]]:
         """Each view that lanes train on, and the places of these lanes."""
@@ -492,7 +507,8 @@ class Pack:
         heads = {layer: (first, last) for layer, first, last in self.heads}
         for layer in range(1, self.L + 1):
             count = self.layout.counts[layer]
-            a = torch.bmm(below[:count], judged["weight"][layer])
+            a = torch.empty(count, x.shape[1], self.H, device=x.device, dtype=x.dtype)
+            self.products.set(a, below[:count], judged["weight"][layer])
             if self.norm == "none":
                 self.kernels.hidden_infer(self.activation, handle(a), handle(judged["bias"][layer]), self.lane_numbers)
                 if self.residual and layer > 1:
@@ -507,8 +523,8 @@ class Pack:
                 a = self._activate(layer, normalised, below)
             if layer in heads:
                 first, last = heads[layer]
-                bias, weight = judged["bias"][0][first:last, None, :], judged["weight"][0][first:last]
-                torch.baddbmm(bias, a[first:last], weight, out=out[first:last])
+                self.products.set(out[first:last], a[first:last], judged["weight"][0][first:last])
+                out[first:last] += judged["bias"][0][first:last, None, :]
             below = a
         return out
 
@@ -519,8 +535,9 @@ class Pack:
         loss, value = np.empty(self.K), np.empty(self.K)
         for view, lanes in groups:
             own = outputs[torch.from_numpy(lanes), : len(view.x_val)] if len(groups) > 1 else outputs
-            loss[lanes] = row_loss(self.head, own, view.y_val).mean(1, dtype=torch.float64).cpu().numpy()
-            value[lanes] = score(metric, own, view.y_val, view.target_sd).cpu().numpy()
+            y = view.y_val.to(own.device)
+            loss[lanes] = row_loss(self.head, own, y).mean(1, dtype=torch.float64).cpu().numpy()
+            value[lanes] = score(metric, own, y, view.target_sd).cpu().numpy()
         return self._in_given_order(loss), self._in_given_order(value)
 
     def _validation_outputs(self) -> Tensor:
@@ -530,10 +547,11 @@ class Pack:
         first = torch.tensor([view.first_val for view in self.views])
         last = first + torch.tensor([len(view.x_val) for view in self.views]) - 1
         parts = []
-        for start in range(0, int((last - first).max()) + 1, self._rows_at_once):
-            rows = torch.arange(start, start + self._rows_at_once)
-            taken = torch.minimum(first[:, None] + rows, last[:, None])
-            parts.append(self._infer(self.data.x_val[taken.to(self.data.device)]))
+        with self.products.scope():
+            for start in range(0, int((last - first).max()) + 1, self._rows_at_once):
+                rows = torch.arange(start, start + self._rows_at_once)
+                taken = torch.minimum(first[:, None] + rows, last[:, None]).to(self.data.x_val.device)
+                parts.append(self._infer(self.data.x_val[taken].to(self.data.device)))
         return torch.cat(parts, dim=1)
 
     # ---- a lane's own state ----

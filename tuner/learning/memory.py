@@ -7,22 +7,38 @@ from collections.abc import Sequence
 
 import torch
 
+from tuner.learning.kernels.interface import Real, Whole
 from tuner.learning.layout import Layout
-from tuner.learning.schedules import micro_batch
+from tuner.learning.schedules import micro_batch, micro_steps_of
+from tuner.learning.stream import chunk_steps
 from tuner.trial import TrialConfig
 
-EVALUATION_ROWS = 256  # rows of a validation pass at a time
+EVALUATION_ROWS = 256  # at least, of a validation pass at a time
+EVALUATION_NUMBERS = 2**26  # of a hidden layer at a time on a GPU
 SHARE = 0.8  # of a GPU's free memory that packs may take
-BYTES_OF_ORDER = 8  # a row number is an int64
+BYTES_OF_INTEGER = 8  # orders and tables hold int64
+
+
+def evaluation_rows(device: torch.device, K: int, H: int) -> int:
+    """Rows of a validation pass at a time: more on a GPU, where that is faster."""
+    return max(EVALUATION_ROWS, EVALUATION_NUMBERS // (K * H)) if device.type == "cuda" else EVALUATION_ROWS
 
 
 def pack_bytes(
-    configs: Sequence[TrialConfig], rows: Sequence[int], D: int, C: int, *, rows_evaluated: int, item: int = 4
+    configs: Sequence[TrialConfig],
+    rows: Sequence[int],
+    D: int,
+    C: int,
+    *,
+    rows_evaluated: int,
+    item: int = 4,
+    streamed: bool = False,
+    device: torch.device,
 ) -> int:
     """Predicted peak bytes of a pack in training and validation: every buffer of :class:`tuner.learning.lanes.Pack`.
 
     rows: each lane's training rows. rows_evaluated: validation rows, of the view that has most. item: bytes of a
-    number, 4 for float32.
+    number, 4 for float32. streamed: whether training rows come in chunks.
     """
     ordered = sorted(configs, key=lambda c: -c.depth)
     layout = Layout(ordered, D, C)
@@ -36,9 +52,15 @@ def pack_bytes(
     activations = (3 * units + K * B * (D + C)) * item
     if first.norm != "none":
         activations += (units + 3 * K * B * H) * item  # what the backward pass keeps, and its temporaries
-    at_once = min(EVALUATION_ROWS, rows_evaluated)
+    if first.precision == "bf16":  # the largest product's factors and result, rounded
+        activations += 2 * (K * max(D, H) * H + 2 * K * B * max(D, H))
+    S = micro_steps_of(configs, rows)
+    tables = S * K * (len(Whole) * BYTES_OF_INTEGER + len(Real) * item)
+    if streamed:
+        tables += 2 * min(chunk_steps(K, B, D, item), S) * K * B * D * item
+    at_once = min(evaluation_rows(device, K, H), rows_evaluated)
     evaluation = (2 * K * at_once * H + 3 * K * rows_evaluated * C) * item
-    return parameters + activations + evaluation + K * max(rows) * BYTES_OF_ORDER
+    return parameters + activations + evaluation + tables + K * max(rows) * BYTES_OF_INTEGER
 
 
 def memory_budget(device: torch.device, processes: int | None = None) -> int:

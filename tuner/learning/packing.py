@@ -10,7 +10,7 @@ import torch
 from tuner.learning.device import DeviceData
 from tuner.learning.layout import padded
 from tuner.learning.memory import memory_budget, pack_bytes
-from tuner.learning.schedules import micro_batch
+from tuner.learning.schedules import micro_batch, micro_steps_of
 from tuner.learning.trainer import LaneTask
 from tuner.trial import TrialConfig, Value
 
@@ -43,7 +43,7 @@ def pack_seconds(configs: Sequence[TrialConfig], rows: Sequence[int], D: int, C:
     H = padded(max(c.width for c in configs))
     sizes = [min(c.batch_size, n) for c, n in zip(configs, rows, strict=True)]
     B, L = micro_batch(configs, rows), max(c.depth for c in configs)
-    micro_steps = max(n // b * -(-b // B) + -(-(n % b) // B) for b, n in set(zip(sizes, rows, strict=True)))
+    micro_steps = micro_steps_of(configs, rows)
     rate = machine.flops * B / (B + machine.rows_half)
     seconds = micro_steps * (machine.launch_s + L * machine.launch_layer_s)
     for c, b, n in zip(configs, sizes, rows, strict=True):
@@ -73,7 +73,9 @@ def bytes_of(tasks: Sequence[LaneTask], data: DeviceData) -> int:
     configs, rows = _members(tasks, data)
     evaluated = max(last - first for first, last in (span.val for span in data.spans.values()))
     D, C, item = data.n_features, data.n_outputs, data.x_train.element_size()
-    return pack_bytes(configs, rows, D, C, rows_evaluated=evaluated, item=item)
+    return pack_bytes(
+        configs, rows, D, C, rows_evaluated=evaluated, item=item, streamed=data.streamed, device=data.device
+    )
 
 
 def _members(tasks: Sequence[LaneTask], data: DeviceData) -> tuple[list[TrialConfig], list[int]]:

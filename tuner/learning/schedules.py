@@ -37,6 +37,13 @@ def micro_batch(configs: Sequence[TrialConfig], rows: Sequence[int]) -> int:
     return max(sizes) if whole else min(sizes)
 
 
+def micro_steps_of(configs: Sequence[TrialConfig], rows: Sequence[int]) -> int:
+    """S: how many micro-steps an epoch of a pack has, those of its slowest lane."""
+    B = micro_batch(configs, rows)
+    sizes = {(min(config.batch_size, n), n) for config, n in zip(configs, rows, strict=True)}
+    return max(n // size * -(-size // B) + -(-(n % size) // B) for size, n in sizes)
+
+
 def factor(config: TrialConfig, step: npt.ArrayLike, steps_per_epoch: int) -> F64:
     """η's factor at each 0-based optimizer step of a trial, over ``max_epochs`` epochs of ``steps_per_epoch``.
 

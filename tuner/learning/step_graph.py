@@ -45,8 +45,12 @@ class StepGraph:
         """Whether micro-steps are launched as a graph."""
         return self._graph is not None
 
-    def run(self, train_step: TrainStep, whole: Tensor, real: Tensor) -> None:
+    def run(
+        self, train_step: TrainStep, whole: Tensor, real: Tensor, before: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Train one epoch: whole (S, 3, K) and real (S, 5, K), see :class:`Whole` and :class:`Real`.
+
+        ``before(s)`` is called before micro-step s is launched.
 
         ``train_step`` must be the same function with the same buffers each time. It is not kept: the graph holds
         addresses only.
@@ -56,7 +60,8 @@ class StepGraph:
         self._whole_rows.copy_(whole)
         self._real_rows.copy_(real)
         self._at.zero_()
-        for _ in range(len(self._whole_rows)):
+        for s in range(len(self._whole_rows)):
+            before(s)
             if self._graph is None:
                 self._advance(train_step)
             else:
