@@ -1,25 +1,38 @@
-"""optuna-dashboard, opened on a study's database: the study is there, with its learning curves, in a real browser."""
+"""The dashboard: whole studies in a real browser, and nobody gets in or changes anything who should not."""
 
+import base64
+import io
 import json
-import os
+import math
+import random
+import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import optuna
-import optuna_dashboard
 import pytest
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna_dashboard import get_note, save_note, wsgi
 
+from tests.browser import browser_page, has_browser
+from tests.cli.command import start, tuner
+from tuner.dashboard import SHOWN_POINTS, SHOWN_TRIALS, Guard, Shown, check_address, representatives, stride
+from tuner.errors import BadInputError
 from tuner.manager import StudyManager
 from tuner.plan import create_study
+from tuner.report.note import note_text, write_note
 from tuner.spec import parse_spec
+from tuner.storage.ledger import EpochRow, RungResult
 from tuner.worker import run_worker
 
-CHROMIUM = Path("/usr/bin/chromium")
-STUDY = {
+STUDY: dict[str, Any] = {
     "study": {"name": "curves", "metric": "error"},
     "data": {"source": "sklearn:iris"},
     "training": {"max_epochs": 9},
@@ -34,11 +47,6 @@ STUDY = {
 }
 
 
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: requests are what the test is about."""
-
-
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a database with a finished study."""
@@ -46,26 +54,82 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
     with StudyManager(url) as manager:
         create_study(manager, parse_spec(STUDY), Path())
         run_worker(manager, "curves", device="cpu", stop=threading.Event())
+        write_note(manager, "curves")
     return url
 
 
 @pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a database with a study of more trials than are shown, which nobody trained."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('large')}/study.db"
+    pretend(url, trials=2 * SHOWN_TRIALS, max_epochs=9)
+    return url
+
+
+def pretend(url: str, *, trials: int, max_epochs: int) -> None:
+    """A finished study whose learning curves are made up."""
+    spec = parse_spec({**STUDY, "training": {"max_epochs": max_epochs}, "search": {"trials": trials}})
+    rng = random.Random(0)
+    with StudyManager(url) as manager:
+        create_study(manager, spec, Path())
+        ledger = manager.ledger("curves")
+        worker = ledger.register("node", 7, "cuda:0", "0.1.0")
+        while claims := ledger.claim(worker, limit=1000, lease_s=600):
+            rows, results = [], []
+            for claim in claims:
+                asymptote = 0.05 + abs(math.log10(claim.params["learning_rate"]) + 2) / 10
+                epochs = range(claim.epochs + 1, claim.target_epochs + 1)
+                values = [asymptote + 0.5 / e + rng.random() / 100 for e in epochs]
+                rows += [
+                    EpochRow(number=claim.number, token=claim.token, epoch=e, value=v, train_loss=v / 2, val_loss=v)
+                    for e, v in zip(epochs, values, strict=True)
+                ]
+                last, token = epochs[-1], claim.token
+                results.append(RungResult(number=claim.number, token=token, epochs=last, value=values[-1], seconds=0.1))
+            ledger.commit(worker, results, rows)
+        ledger.leave(worker)
+        assert manager.summary("curves").state == "finished"
+
+
+@contextmanager
+def served(storage: str, *options: str) -> Iterator[str]:
+    """``tuner dashboard`` in a process of its own: where it answers."""
+    process = start("dashboard", "--port", "0", "--storage", storage, *options)
+    assert process.stderr is not None
+    try:
+        line = process.stderr.readline()
+        assert line.startswith("dashboard: http://"), line + process.stderr.read()
+        yield line.split()[1]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+@pytest.fixture(scope="module")
 def address(storage: str) -> Iterator[str]:
-    """Where the dashboard answers."""
-    opened = optuna.storages.RDBStorage(storage)
-    server = make_server("127.0.0.1", 0, optuna_dashboard.wsgi(opened), handler_class=_Quiet)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-    opened.engine.dispose()
+    """Where the dashboard of the small study answers."""
+    with served(storage) as at:
+        yield at
 
 
 def fetched(url: str) -> Any:
     with urlopen(url) as answer:
         return json.load(answer)
+
+
+def answer(url: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
+    """Status, headers and body, whatever they are."""
+    request = Request(url, method=method, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    try:
+        with urlopen(request) as got:
+            return got.status, dict(got.headers), got.read().decode()
+    except HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read().decode()
+
+
+# What it shows
 
 
 def test_the_dashboards_data_hold_every_trial_and_its_curve(storage: str, address: str) -> None:
@@ -83,23 +147,266 @@ def test_the_dashboards_data_hold_every_trial_and_its_curve(storage: str, addres
         assert len(points) == trial.epochs
 
 
-def test_the_study_page_renders_in_a_browser(address: str, tmp_path: Path) -> None:
-    if not CHROMIUM.exists():
-        if os.environ.get("CI"):
-            pytest.fail(f"{CHROMIUM} is not there: apt-get install chromium")
-        pytest.skip(f"no browser: {CHROMIUM} is not installed")
-    from playwright.sync_api import expect, sync_playwright
+def test_trials_are_read_as_optuna_reads_them(storage: str) -> None:
+    plain, ours = optuna.storages.RDBStorage(storage), Shown(storage)
+    assert ours.get_all_trials(1) == plain.get_all_trials(1) == ours._get_trials(1, None, set(), -1)
+    assert ours.get_all_trials(1) == plain.get_all_trials(1), "from memory, too"
+    complete = (optuna.trial.TrialState.COMPLETE,)
+    assert ours.get_all_trials(1, states=complete) == plain.get_all_trials(1, states=complete)
+    with pytest.raises(KeyError, match="study 9 is gone"):
+        ours.get_all_trials(9)
+    for opened in (plain, ours):
+        opened.engine.dispose()
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
+
+def test_a_large_study_is_thinned_and_says_so(large: str) -> None:
+    shown, plain = Shown(large), optuna.storages.RDBStorage(large)
+    trials = shown.get_all_trials(1)
+    assert stride(2 * SHOWN_TRIALS) == 2
+    assert len(trials) == SHOWN_TRIALS
+    assert [trial.number // 2 for trial in trials] == list(range(SHOWN_TRIALS))
+    assert plain.get_best_trial(1).number in {trial.number for trial in trials}
+    (study,) = shown.get_all_studies()
+    assert study.user_attrs["shown"] == (
+        f"the best of each 2 consecutive trials of {2 * SHOWN_TRIALS:,}; tuner report curves draws all"
+    )
+    assert len(shown._get_trials(1, None, set(), -1)) == 2 * SHOWN_TRIALS
+    for opened in (plain, shown):
+        opened.engine.dispose()
+
+
+def test_who_stands_for_its_neighbours() -> None:
+    heads = [(1, 0, True, 0.2), (2, 1, True, 0.1), (3, 2, True, math.inf), (4, 3, True, 9.0), (5, 4, True, 0.1)]
+    assert representatives(heads, 2) == [2, 4, 5]
+    running = [*heads[:4], (5, 4, True, 0.1), (6, 5, False, math.inf)]
+    assert representatives(running, 2) == [2, 4, 6], "who is over stays where it was; a run that is not over shows so"
+    assert representatives(heads, 1) == [1, 2, 3, 4, 5]
+
+
+def test_long_curves_are_thinned() -> None:
+    storage = optuna.storages.RDBStorage("sqlite://")
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+    for step in range(1, 1001):
+        trial.report(step / 7, step)
+    shown = Shown("sqlite://")
+    shown.engine.dispose()
+    shown.engine = storage.engine
+    (read,) = shown.get_all_trials(study._study_id)
+    steps = list(read.intermediate_values)
+    assert (steps[0], steps[-1]) == (1, 1000)
+    assert SHOWN_POINTS <= len(steps) <= SHOWN_POINTS + 1
+    storage.engine.dispose()
+
+
+def test_the_study_page_in_a_browser_with_its_note_and_no_delete(address: str, tmp_path: Path) -> None:
+    if not has_browser():
+        return
+    with browser_page() as page:
         page.goto(f"{address}/dashboard/studies/1")
-        expect(page.get_by_text("Intermediate values", exact=False).first).to_be_visible(timeout=30_000)
-        expect(page.get_by_text("curves", exact=False).first).to_be_visible()
-        expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=30_000)
+        page.get_by_text("Intermediate values", exact=False).first.wait_for(timeout=30_000)
+        page.locator(".js-plotly-plot").first.wait_for(timeout=30_000)
         page.screenshot(path=str(tmp_path / "study.png"), full_page=True)
-        browser.close()
-    assert errors == []
+        page.goto(f"{address}/dashboard/studies/1/note")
+        page.get_by_text("Tuner's summary of curves").first.wait_for(timeout=30_000)
+        deleted = page.evaluate(
+            "fetch('/api/studies/1', {method: 'DELETE'}).then(async r => [r.status, await r.json()])"
+        )
+        assert deleted == [
+            403,
+            {"reason": "this dashboard is read-only; to change studies in it: tuner dashboard --allow-edits"},
+        ]
     assert (tmp_path / "study.png").stat().st_size > 20_000
+    assert len(fetched(f"{address}/api/studies")["study_summaries"]) == 1
+
+
+def test_a_large_study_in_a_browser(large: str) -> None:
+    if not has_browser():
+        return
+    with served(large) as address, browser_page() as page:
+        start_s = time.perf_counter()
+        page.goto(f"{address}/dashboard/studies/1")
+        page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)
+        print(f"{2 * SHOWN_TRIALS:,} trials: the first figure after {time.perf_counter() - start_s:.1f} s")
+        page.get_by_text("the best of each 2 consecutive trials").first.wait_for(timeout=30_000)
+
+
+# The note
+
+
+def test_notes_are_optuna_dashboards_own(storage: str) -> None:
+    with StudyManager(storage) as manager:
+        text = note_text(manager.summary("curves").as_dict())
+        study = optuna.load_study(study_name="curves", storage=storage)
+        assert get_note(study) == text
+        assert text.startswith("# Tuner's summary of curves\n")
+        assert "validation error" in text
+        assert "| learning_rate |" in text
+        manager.save_note("curves", text.splitlines()[0] + "\n" + "long " * 1000)
+        assert get_note(study).endswith("long " * 1000)
+        write_note(manager, "curves")
+        assert get_note(study) == text, "a shorter one leaves nothing of the longer"
+        save_note(study, "my own words")
+        write_note(manager, "curves")
+        assert get_note(study) == "my own words"
+        save_note(study, "")
+        write_note(manager, "curves")
+        assert get_note(study) == text
+
+
+# Who gets in
+
+
+def test_changes_are_refused_with_the_reason(address: str) -> None:
+    changes = ["DELETE /api/studies/1", "POST /api/studies", "PUT /api/studies/1/note", "POST /api/trials/1/tell"]
+    for method, path in map(str.split, [*changes, "PATCH /", "POST /incompatible-rdb-schema"]):
+        status, headers, body = answer(address + path, method)
+        assert (status, "read-only" in json.loads(body)["reason"]) == (403, True)
+        assert headers["X-Content-Type-Options"] == "nosniff"
+    assert fetched(f"{address}/api/studies")["study_summaries"]
+
+
+def test_security_headers(address: str) -> None:
+    status, headers, _ = answer(f"{address}/dashboard")
+    assert status == 200
+    assert "script-src 'self'" in headers["Content-Security-Policy"]
+    assert {
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }.items() <= (headers.items())
+    assert "Server" not in headers
+    assert answer(f"{address}/api/studies")[1]["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"Host": "evil.example:8080"}, "the Host header must name this machine, not 'evil.example:8080'"),
+        ({"Host": "localhost@evil.example"}, "must name this machine"),
+        ({"Host": ""}, "must name this machine"),
+        ({"Origin": "https://evil.example"}, "came from https://evil.example"),
+        ({"Origin": "null"}, "came from null"),
+        ({"Sec_Fetch_Site": "cross-site"}, "came from cross-site"),
+    ],
+)
+def test_strangers_are_refused(address: str, headers: dict[str, str], reason: str) -> None:
+    status, _, body = answer(f"{address}/api/studies", **headers)
+    assert status == 403
+    assert reason in json.loads(body)["reason"]
+
+
+def test_friends_are_let_in(address: str) -> None:
+    port = address.rpartition(":")[2]
+    for headers in (
+        {"Host": f"localhost:{port}"},
+        {"Host": f"[::1]:{port}"},
+        {"Host": socket.gethostname()},
+        {"Origin": address},
+        {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"},  # a link
+    ):
+        assert answer(f"{address}/api/studies", **headers)[0] == 200, headers
+
+
+def test_the_password(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNER_DASHBOARD_PASSWORD", "pässword:1")
+
+    def basic(text: str, kind: str = "Basic") -> str:
+        return f"{kind} {base64.b64encode(text.encode()).decode()}"
+
+    with served(storage, "--host", "0.0.0.0") as address:
+        url = address.replace("0.0.0.0", "127.0.0.1") + "/api/studies"
+        status, headers, _ = answer(url)
+        assert status == 401
+        assert headers["Www-Authenticate"].startswith("Basic ")
+        for wrong in (
+            basic("me:wrong"),
+            basic("pässword:1"),
+            basic("me:"),
+            "Basic %%%",
+            "Basic",
+            basic("me:pässword:1", "Bearer"),
+        ):
+            assert answer(url, Authorization=wrong)[0] == 401, wrong
+        assert answer(url, Authorization=basic("anybody:pässword:1"))[0] == 200
+        assert answer(url, Authorization=basic(":pässword:1"))[0] == 200
+
+
+def test_edits_are_let_through_but_no_renaming(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    for name in ("kept", "gone"):
+        optuna.create_study(storage=url, study_name=name)
+    with served(url, "--allow-edits", "--allow-host", "tuner.example") as address:
+        status, _, body = answer(f"{address}/api/studies/1/rename", "POST")
+        assert (status, "a study keeps its name" in body) == (403, True)
+        assert answer(f"{address}/api/studies/2", "DELETE", Origin="https://evil.example")[0] == 403
+        assert answer(f"{address}/api/studies/2", "DELETE", Host="tuner.example")[0] == 204
+        assert [s["study_name"] for s in fetched(f"{address}/api/studies")["study_summaries"]] == ["kept"]
+
+
+def test_uploaded_html_is_never_shown(tmp_path: Path) -> None:
+    """The very application, with an artifact store: what was uploaded comes as a download."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db")
+    study = optuna.create_study(storage=storage)
+    (tmp_path / "page.html").write_text("<script>alert(1)</script>")
+    (tmp_path / "files").mkdir()
+    store = FileSystemArtifactStore(tmp_path / "files")
+    identity = upload_artifact(artifact_store=store, file_path=str(tmp_path / "page.html"), study_or_trial=study)
+    got: dict[str, Any] = {}
+
+    def start_response(status: str, headers: list[tuple[str, str]], *_: Any) -> Any:
+        got.update(status=status, headers=headers)
+
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": f"/artifacts/1/{identity}",
+        "HTTP_HOST": "localhost",
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": io.StringIO(),
+    }
+    guarded = Guard(wsgi(storage, artifact_store=store))(environ, start_response)
+    with closing(guarded):
+        body = b"".join(guarded)
+    headers = dict(got["headers"])
+    assert (got["status"], body) == ("200 OK", b"<script>alert(1)</script>")
+    assert headers["Content-Type"] == "application/octet-stream"
+    assert headers["Content-Disposition"] == "attachment"
+    assert "sandbox" in headers["Content-Security-Policy"]
+    assert "Access-Control-Allow-Origin" not in headers
+    assert len(headers) == len(got["headers"]), "no header twice"
+    # The control: without the guard it is a page of this origin.
+    with closing(wsgi(storage, artifact_store=store)(dict(environ), start_response)):
+        pass
+    assert dict(got["headers"])["Content-Type"] == "text/html"
+    storage.engine.dispose()
+
+
+# Bad input
+
+
+def test_other_addresses_need_a_password() -> None:
+    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
+        check_address(host, None)
+    check_address("0.0.0.0", "secret")
+    for host in ("0.0.0.0", "::", "192.168.1.2", "db.example"):
+        with pytest.raises(BadInputError, match="needs a password: set TUNER_DASHBOARD_PASSWORD, or leave out --host"):
+            check_address(host, None)
+    with pytest.raises(BadInputError, match="is set and empty"):
+        check_address("127.0.0.1", "")
+
+
+@pytest.mark.usefixtures("workdir")
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        message = tuner("dashboard", "--port", str(port), code=2).stderr
+    assert f"port {port} on 127.0.0.1 is taken" in message
+    assert f"ss -ltnp 'sport = :{port}'" in message
+    assert f"--port {port + 1}" in message
+
+
+@pytest.mark.usefixtures("workdir")
+def test_a_host_that_is_not_here_and_a_database_that_never_answers() -> None:
+    tuner("dashboard", "--host", "0.0.0.0", code=2)
+    dead = "postgresql://me@127.0.0.1:9/x"
+    assert "127.0.0.1:9" in tuner("dashboard", "--storage", dead, "--wait", "0.2", code=1).stderr

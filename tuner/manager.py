@@ -407,6 +407,13 @@ class StudyManager:
             for row in self._database.read(lambda connection: connection.execute(query).all())
         ]
 
+    def save_note(self, name: str, text: str) -> bool:
+        """Write the Markdown note that optuna-dashboard shows with the study. Whether it was written: a note that does
+        not begin with the same line is somebody's own, and stays.
+        """
+        study_id, first_line = self._study(name).study_id, text.partition("\n")[0]
+        return self._database.write(lambda connection: records.save_note(connection, study_id, text, first_line))
+
     # The sealed-test ledger
 
     def evaluation(self, name: str) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from tuner import __version__
 from tuner.cli import main
 
 VERBS = ["check", "create", "run", "worker", "studies", "show", "workers", "trials", "best", "evaluate", "replay"]
-VERBS += ["stop", "retry", "delete"]
+VERBS += ["dashboard", "stop", "retry", "delete"]
 HEAVY = ("torch", "numba", "optuna", "sqlalchemy", "sklearn", "scipy", "numpy", "polars", "pydantic", "rich")
 
 

@@ -94,13 +94,13 @@ def test_what_to_type_next_finds_the_same_database_and_never_shows_a_password() 
     }
     default = outcome_text(study, "sqlite:///tuner.db")
     assert "tuner trials s\n" in default
-    assert default.endswith("optuna-dashboard sqlite:///tuner.db")
+    assert default.endswith("tuner report s\n          tuner dashboard")
     assert "activation" not in default
     other = outcome_text(study, "sqlite:///x.db", " --storage sqlite:///x.db")
     assert "tuner trials s --storage sqlite:///x.db\n" in other
     assert "tuner show s -f json --storage sqlite:///x.db\n" in other
     secret = outcome_text(study, "postgresql+psycopg://me:***@host/db")
-    assert secret.endswith('optuna-dashboard "$TUNER_STORAGE"')
+    assert secret.endswith("tuner dashboard")
 
 
 def judged(title: str, mean: float, verdict: str, network: float = 0.1) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tuner.cli.group import DEBUG, ErrorGroup, set_up_logging
 from tuner.cli.lifecycle import check, create, delete, retry, show, stop, studies, workers
 from tuner.cli.results import best, evaluate, replay, trials
 from tuner.cli.running import run, worker
+from tuner.cli.seeing import dashboard
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,6 +44,7 @@ for _command in (
     best,
     evaluate,
     replay,
+    dashboard,
     stop,
     retry,
     delete,

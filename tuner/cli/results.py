@@ -85,10 +85,12 @@ def evaluate(name: str, ensemble: bool, device: str, storage: str, artifacts: st
     The result is stored the first time; every later look returns it and is counted. Asking for the ensemble only later
     opens the test set once more, which is counted, too. As CSV it lists the models that were scored.
     """
+    from tuner.report.note import write_note
     from tuner.report.study import evaluation_rows, evaluation_text
 
     with open_manager(storage, artifacts) as manager:
         from tuner.evaluation import evaluate as evaluate_study
 
         record = evaluate_study(manager, name, device=device, ensemble=ensemble)
+        write_note(manager, name)
     output.write(record, form, lambda: evaluation_text(record), rows=lambda: evaluation_rows(record))

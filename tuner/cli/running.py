@@ -68,6 +68,8 @@ def run(
     """
     spec = read_spec(study_file, **overrides)
 
+    from tuner.report.note import write_note
+
     name = spec.study.name
     with progress(quiet=quiet) as view:
         view.say(f"{name}: reading the data")
@@ -86,6 +88,7 @@ def run(
 
                 evaluate(manager, name, device=device, ensemble=ensemble)
                 summary = manager.summary(name)
+            write_note(manager, name)
     if summary.state != "finished":
         over = sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
         saved = f"{over:,} of {summary.trials['total']:,} trials are over and everything is saved"
@@ -166,6 +169,8 @@ def worker(
     epoch, save and leave; a second one leaves at once, which costs the epoch.
     """
 
+    from tuner.report.note import write_note
+
     if gpus is not None and device != "auto":
         raise click.UsageError(f"--gpus and --device {device} say two things; give one of them", context)
     if gpus is not None or workers is not None:
@@ -175,6 +180,7 @@ def worker(
             spec = manager.spec(name)
             interrupted = _train(manager, spec, place, workers, storage, artifacts, view, leashed=leashed)
             state = manager.summary(name).state
+            write_note(manager, name)
             if interrupted and state not in ("finished", "stopped"):
                 context.exit(EXIT_INTERRUPTED)
             view.say(f"{name}: {state}")
@@ -195,6 +201,8 @@ def worker(
 
             run_worker(manager, name, device=device, stop=stop)
             state = manager.summary(name).state
+            if state != "running":  # others, who are still at work, will say it
+                write_note(manager, name)
         if stop.is_set() and state not in ("finished", "stopped"):
             context.exit(EXIT_INTERRUPTED)
         say(state)

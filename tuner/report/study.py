@@ -40,7 +40,7 @@ def study_text(study: Record) -> str:
     trials = study["trials"]
     unfinished = [f"{trials[state]:,} {state}" for state in ("running", "waiting") if trials[state]]
     head = f"{study['name']}: {study['state']}, {study['sampler']} sampler, {study['pruner']} pruner"
-    parts = ["\n".join([head, ", ".join([_work(study), *unfinished])])]
+    parts = ["\n".join([head, ", ".join([work_done(study), *unfinished])])]
     if study["best"] is not None:
         parts.append(best_text(study["best"], study["metric"], trials["total"]))
     if study["evaluation"] is not None:
@@ -231,28 +231,36 @@ def outcome_text(study: Record, database: str, option: str = "") -> str:
 
     option: what the next commands need to find the same database, such as `` --storage URL``.
     """
-    name, metric, best, evaluation = study["name"], study["metric"], study["best"], study["evaluation"]
-    scores = {
-        f"validation {metric}": f"{number(best['value'])}, {_optimistic(study['trials']['total'])}",
-        f"test {metric}": _test(evaluation),
-        **_ensemble(evaluation),
-        "gaps": _gaps(evaluation),
-        **_baselines(evaluation),
-    }
+    name, best, evaluation = study["name"], study["best"], study["evaluation"]
     what_next = {
         "database": database,
         "next": f"tuner trials {name}{option}",
         "": f"tuner show {name} -f json{option}",
-        " ": f"optuna-dashboard {database}" if "***" not in database else 'optuna-dashboard "$TUNER_STORAGE"',
+        " ": f"tuner report {name}{option}",
+        "  ": f"tuner dashboard{option}",
     }
     return "\n\n".join(
         [
-            f"{name}: {_work(study)}",
-            "\n".join([pairs(scores, indent=""), *simpler_models(evaluation)]),
+            f"{name}: {work_done(study)}",
+            "\n".join([pairs(scores(study), indent=""), *simpler_models(evaluation)]),
             f"winner: trial {_trained(best)}\n{pairs(told(best['params']))}",
             pairs(what_next, indent=""),
         ]
     )
+
+
+def scores(study: Record) -> dict[str, str]:
+    """What is known of the winner's quality: its validation score, and once the test set was opened the honest one."""
+    metric, best, evaluation = study["metric"], study["best"], study["evaluation"]
+    lines = {}
+    if best is not None:
+        lines[f"validation {metric}"] = f"{number(best['value'])}, {_optimistic(study['trials']['total'])}"
+    if evaluation is not None:
+        lines[f"test {metric}"] = _test(evaluation)
+        lines |= _ensemble(evaluation)
+        lines["gaps"] = _gaps(evaluation)
+        lines |= _baselines(evaluation)
+    return lines
 
 
 def _trained(best: Record) -> str:
@@ -288,7 +296,8 @@ def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.4g}"
 
 
-def _work(study: Record) -> str:
+def work_done(study: Record) -> str:
+    """How many trials are over, how they ended, and what it took."""
     trials = study["trials"]
     states = ", ".join(f"{trials[state]:,} {state}" for state in ("complete", "pruned", "failed"))
     most = "at most " if study["minutes"] is not None and study["state"] != "finished" else ""

@@ -95,12 +95,14 @@ class Database:
         """Run ``work`` as one transaction that only reads."""
         return transact(self.engine, work, write=False, patience_s=self.patience_s)
 
-    def optuna_storage(self, **engine_options: Any) -> optuna.storages.RDBStorage:
+    def optuna_storage(
+        self, *, kind: type[optuna.storages.RDBStorage] = optuna.storages.RDBStorage, **engine_options: Any
+    ) -> optuna.storages.RDBStorage:
         """Optuna's own storage on this database, with connections of its own; the caller disposes its engine."""
         # Optuna calls str.format on the URL: braces must be doubled.
         text = self.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
         options = _engine_options(self.url, self.patience_s) | engine_options
-        return optuna.storages.RDBStorage(text, engine_kwargs=options)
+        return kind(text, engine_kwargs=options)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -38,6 +38,8 @@ _OF_TRIALS = (heartbeats, intermediate_values, params, values, trial_user_attrs,
 _MANY = 10_000  # ids that one IN (…) may list; some databases take no more than 32,766
 MAX_TEXT = 65_535  # bytes of a TEXT column of MySQL and MariaDB; the others take more
 _METRIC_NAMES = "study:metric_names"  # where Study.set_metric_names puts them
+_NOTE_VERSION, _NOTE_PART = "dashboard:note_ver", "dashboard:note_str:"  # where optuna-dashboard keeps a study's note
+_NOTE_PART_LENGTH = 2045  # characters of one part, of which it joins as many as there are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +269,26 @@ def keep_study_attr(connection: Connection, study_id: int, key: str, value: Any)
     """Set a study's user attribute if it has none of this key yet."""
     row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
     bulk.insert(connection, study_user_attrs, [row], conflict="skip", key=("study_id", "key"))
+
+
+def save_note(connection: Connection, study_id: int, text: str, first_line: str) -> bool:
+    """Write the note that optuna-dashboard shows on the study's page, unless somebody wrote one of their own: one that
+    does not begin with ``first_line``. Whether it was written.
+    """
+    mine = study_system_attrs.c.study_id == study_id
+    about = (study_system_attrs.c.key == _NOTE_VERSION) | study_system_attrs.c.key.like(f"{_NOTE_PART}%")
+    query = select(study_system_attrs.c.key, study_system_attrs.c.value_json).where(mine, about)
+    known = {row.key: json.loads(row.value_json) for row in connection.execute(query)}
+    before = str(known.get(f"{_NOTE_PART}0", ""))
+    if before and before.partition("\n")[0] != first_line:
+        return False
+    parts = [text[start : start + _NOTE_PART_LENGTH] for start in range(0, len(text), _NOTE_PART_LENGTH)]
+    count = max(len(parts), len(known) - 1)
+    attrs: dict[str, Any] = {f"{_NOTE_PART}{i}": parts[i] if i < len(parts) else "" for i in range(count)}
+    attrs[_NOTE_VERSION] = int(known.get(_NOTE_VERSION, 0)) + 1
+    rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    bulk.insert(connection, study_system_attrs, rows, conflict="update", key=("study_id", "key"))
+    return True
 
 
 def batched(ids: Sequence[int]) -> Iterator[Sequence[int]]:

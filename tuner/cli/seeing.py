@@ -1,0 +1,65 @@
+"""The verbs that show studies elsewhere than in the terminal: dashboard, report."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import click
+
+from tuner.cli.options import open_manager, storage_options  # noqa: F401
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="The address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="The port; 0 takes a free one."
+)
+@click.option("--allow-edits", is_flag=True, help="Let those who see the studies change, add and delete them as well.")
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="One more name under which the dashboard may be asked for, such as a reverse proxy's; may be repeated.",
+)
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a database that does not answer yet.",
+)
+@storage_options
+def dashboard(
+    host: str,
+    port: int,
+    allow_edits: bool,
+    allow_hosts: tuple[str, ...],
+    wait_s: float,
+    storage: str,
+    artifacts: str | None,  # noqa: ARG001
+) -> None:
+    """Serve optuna-dashboard on all studies of a database, read-only.
+
+    On this machine alone, unless --host says otherwise; then it asks for the password in TUNER_DASHBOARD_PASSWORD.
+    """
+    from tuner.dashboard import PASSWORD_VARIABLE, serve
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+
+    def ready(address: str) -> None:
+        click.echo(f"dashboard: {address} ({'with edits' if allow_edits else 'read-only'}); Ctrl-C ends it", err=True)
+
+    serve(
+        storage,
+        host=host,
+        port=port,
+        password=os.environ.get(PASSWORD_VARIABLE),
+        allow_edits=allow_edits,
+        allow_hosts=allow_hosts,
+        wait_s=wait_s,
+        ready=ready,
+    )
