@@ -16,7 +16,7 @@ from sqlalchemy import event, update
 from tests.storage import fleet
 from tests.storage.fleet import create, make_spec
 from tests.storage.servers import lay_tables
-from tuner.errors import BadInputError, SpecError, SpecMismatchError, StudyNotFoundError, WorkerRefusedError
+from tuner.errors import BadInputError, DataError, SpecError, SpecMismatchError, StudyNotFoundError, WorkerRefusedError
 from tuner.manager import StudyManager
 from tuner.storage import schema
 from tuner.storage.crew import union_s
@@ -104,9 +104,10 @@ class TestCreate:
 
     def test_other_data_is_refused(self, manager: StudyManager) -> None:
         made(manager, make_spec(20))
-        with pytest.raises(BadInputError, match="created with other data: the data's hash was d… and is now e…; give"):
+        told = "of study 'fleet' changed since it was created: SHA-256"
+        with pytest.raises(DataError, match=f"the data {told} d… then, e… now; restore the data, use another name, or"):
             made(manager, make_spec(20), data="e")
-        with pytest.raises(BadInputError, match="the split's hash was s… and is now t…"):
+        with pytest.raises(DataError, match=f"the split {told} s… then, t… now"):
             made(manager, make_spec(20), split="t")
 
     def test_a_study_that_optuna_made_is_refused(self, manager: StudyManager, url: str) -> None:
@@ -140,7 +141,7 @@ class TestCreate:
         made(manager, two)
         fleet.work(manager.ledger("fleet"), manager.checkpoints("fleet"))
         fleet.check(manager, one, url)
-        assert [summary.state for summary in manager.summaries()] == ["finished", "stopped"]
+        assert [summary.state for summary in manager.summaries()] == ["finished", "created"]
         assert manager.summaries() == [manager.summary("fleet"), manager.summary("other")]
         manager.delete("fleet")
         assert manager.names() == ["other"]
@@ -158,7 +159,7 @@ class TestSummary:
         assert list(empty) == SUMMARY_KEYS
         assert empty == {
             "name": "fleet",
-            "state": "stopped",
+            "state": "created",
             "metric": "error",
             "direction": "minimize",
             "sampler": "random",
@@ -204,7 +205,10 @@ class TestSummary:
             return manager.summary("fleet").state
 
         ledger = create(manager, make_spec(9))
-        assert state() == "stopped"  # nobody has ever worked on it
+        assert state() == "created"  # nobody has ever worked on it
+        manager.stop("fleet")
+        assert state() == "stopped"
+        manager.resume("fleet")
         worker = ledger.register("h", 1, "cpu", "0")
         assert state() == "running"
         claims = ledger.claim(worker, limit=2, lease_s=60)
@@ -292,18 +296,25 @@ class TestNames:
             getattr(manager, call)("nobody")
 
 
+def _first_claims(manager: StudyManager) -> list[Any]:
+    """What a worker gets that is admitted."""
+    ledger = manager.ledger("fleet")
+    return ledger.claim(ledger.register("h", 1, "cpu", "0"), limit=1, lease_s=60)
+
+
 class TestAdmission:
     """A worker that would train something else than was created is refused, and told the difference."""
 
     def test_the_same_tuner_is_admitted(self, manager: StudyManager) -> None:
         made(manager, make_spec(9))
         manager.admit("fleet")
+        assert len(_first_claims(manager)) == 1
 
     @pytest.mark.parametrize("version", ["0.1.7", "0.1.0.dev3"])
     def test_another_patch_is_admitted(self, manager: StudyManager, version: str) -> None:
         made(manager, make_spec(9))
         _change(manager, update(schema.studies).values(tuner_version=version))
-        manager.ledger("fleet")
+        assert len(_first_claims(manager)) == 1
 
     @pytest.mark.parametrize("version", ["0.2.0", "1.1.0", "0.11.0"])
     def test_another_version_is_refused(self, manager: StudyManager, version: str) -> None:

@@ -113,7 +113,7 @@ def test_changed_data_are_refused(tmp_path: Path) -> None:
     with StudyManager(f"sqlite:///{tmp_path}/t.db") as manager:
         create_study(manager, spec, tmp_path)
         (tmp_path / "x.csv").write_text(f"a,y\n{rows}20,0\n")
-        with pytest.raises(BadInputError, match="created with other data"):
+        with pytest.raises(BadInputError, match=r"the data of study .* changed since it was created"):
             create_study(manager, spec, tmp_path)
 
 

@@ -43,7 +43,7 @@ class TestReading:
             (
                 "dropout",
                 {"low": 0, "high": 0.1, "log": True},
-                "log needs low > 0, got 0.0; give a small positive low, or",
+                "log needs low > 0, got 0; give a small positive low, or or_zero = true for zero as well",
             ),
             (
                 "dropout",
@@ -51,6 +51,16 @@ class TestReading:
                 "or_zero needs low > 0, got 0.0; zero is in the range",
             ),
             ("width", {"low": 1, "high": 9, "or_zero": True}, "or_zero is for a hyperparameter that may be zero"),
+            (
+                "learning_rate",
+                {"low": 0.1, "high": 1, "or_zero": True},
+                "or_zero is for a hyperparameter that may be zero",
+            ),
+            (
+                "learning_rate",
+                {"low": 0, "high": 1, "log": True},
+                "log needs low > 0, got 0; give a small positive low",
+            ),
             ("dropout", {**RANGE, "step": 0.1, "log": True}, "step does not go with log; list the values as choices"),
             ("dropout", {**RANGE, "step": 0}, "step needs a number above 0, got 0"),
             ("dropout", {**RANGE, "step": True}, "step needs a number above 0, got True"),

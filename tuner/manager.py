@@ -14,11 +14,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from sqlalchemy import Connection, Row, Table, and_, case, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Table, and_, case, delete, false, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tuner import __version__, strict_json
-from tuner.errors import BadInputError, SpecMismatchError, StorageError, StudyNotFoundError, WorkerRefusedError
+from tuner.errors import (
+    BadInputError,
+    DataError,
+    SpecMismatchError,
+    StorageError,
+    StudyNotFoundError,
+    WorkerRefusedError,
+)
 from tuner.search import hyperband
 from tuner.search.distributions import distributions
 from tuner.spec import Direction, StudySpec, parse_spec
@@ -33,7 +40,7 @@ from tuner.trial import Value
 from tuner.words import minutes
 
 LIVE_S = 30.0  # seconds without a heartbeat after which a worker counts as dead
-StudyState = Literal["running", "finished", "stopped", "interrupted"]
+StudyState = Literal["created", "running", "finished", "stopped", "interrupted"]
 WorkerState = Literal["live", "left", "lost"]
 TrialStateName = Literal["complete", "pruned", "failed", "running", "waiting"]
 _FINAL = ("complete", "pruned", "failed")
@@ -64,6 +71,8 @@ class BestTrial:
 class StudySummary:
     """One study at a glance.
 
+    state: created, before anybody worked on it; running; interrupted, when work is left and nobody is at it; stopped,
+    when somebody asked for that; finished.
     minutes: its time budget, if it has one; then it has at most ``trials["total"]`` trials, and those that never began
     do not count once it is over. trials: counts by state. seconds: how long at least one worker was at work.
     """
@@ -109,7 +118,7 @@ class TrialRow:
 class WorkerRow:
     """One worker of a study. Times are seconds since the epoch in UTC, ages seconds, both by the database's clock.
 
-    state: live; left, when it said so; lost, when its heartbeat stopped.
+    state: live; left, when it said so; lost, when its heartbeat stopped or its launcher saw it die.
     """
 
     id: int
@@ -159,7 +168,8 @@ class StudyManager:
 
     A context manager; threads may share it.
 
-    storage: a database URL. Its tables are made where they are missing.
+    storage: a database URL.
+    create: whether to make its tables, and an SQLite file, where they are missing; else that is a StorageError.
     artifacts: where their files live, a folder or any URL that fsspec has a driver for; left out it is
         ``TUNER_ARTIFACTS``, else ``tuner-artifacts`` beside the SQLite file, else ``./tuner-artifacts``.
     patience_s: seconds to wait for a database that is locked or out of reach.
@@ -168,11 +178,18 @@ class StudyManager:
     Every method that takes a study's name raises StudyNotFoundError, with near matches, where there is none.
     """
 
-    def __init__(self, storage: str, artifacts: str | Path | None = None, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        storage: str,
+        artifacts: str | Path | None = None,
+        *,
+        create: bool = True,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         place = artifacts if artifacts is not None else os.environ.get("TUNER_ARTIFACTS") or None
         root = None if place is None else parse_root(place)
         self._database: Database = open_database(
-            storage, patience_s=patience_s, open_patience_s=min(OPEN_PATIENCE_S, patience_s)
+            storage, create=create, patience_s=patience_s, open_patience_s=min(OPEN_PATIENCE_S, patience_s)
         )
         self.artifacts = root if root is not None else _beside(self._database)
 
@@ -198,8 +215,9 @@ class StudyManager:
     def create(self, spec: StudySpec, *, data_root: Path, data_digest: str, split_digest: str) -> bool:
         """Create a study with all its slots, in one transaction. False when the same study is there already.
 
-        Raises SpecMismatchError when the name has another spec, BadInputError when its data or split has changed since,
-        when the name is that of a study which Optuna made, or when a list of choices is longer than the tables take.
+        Raises SpecMismatchError when the name has another spec, DataError when its data or split has changed since,
+        BadInputError when the name is that of a study which Optuna made, or when a list of choices is longer than the
+        tables take.
         """
         records.check_lengths(distributions(spec.search_space))
 
@@ -275,6 +293,10 @@ class StudyManager:
         row = self._study(name)
         return Digests(spec=row.spec_digest, data=row.data_digest, split=row.split_digest)
 
+    def check_digests(self, name: str, *, data: str, split: str) -> None:
+        """Raises DataError when the hash of the rows, or of their split, is not that of the study's creation."""
+        _check_digests(self._study(name), data, split)
+
     def ledger(self, name: str) -> Ledger:
         """The study's slots, to work on. Raises WorkerRefusedError as :meth:`admit`."""
         row = self._study(name)
@@ -292,6 +314,10 @@ class StudyManager:
     def checkpoints(self, name: str) -> CheckpointStore:
         """The study's checkpoint files."""
         return CheckpointStore(below(self.artifacts, self._study(name).folder))
+
+    def bury(self, name: str, host: str, pid: int) -> int:
+        """Free at once what a worker of the study holds whose process is known to be dead; returns how many slots."""
+        return self.ledger(name).bury(host, pid)
 
     def stop(self, name: str) -> None:
         """Ask all workers of the study to stop; :meth:`resume` takes it back."""
@@ -396,7 +422,7 @@ class StudyManager:
                 pid=row.pid,
                 device=row.device,
                 version=row.version,
-                state="live" if row.live else "lost" if row.ended_at is None else "left",
+                state="left" if row.ended_at is not None else "live" if row.live else "lost",
                 started_at=row.started_at,
                 heartbeat_at=row.heartbeat_at,
                 heartbeat_age_s=float(row.age),
@@ -582,11 +608,15 @@ def _must_match(row: Row[Any], spec: StudySpec, data_digest: str, split_digest: 
     name = spec.study.name
     if row.spec_digest != spec.digest and (differences := _parsed(row).differences(spec)):
         raise SpecMismatchError(name, differences)
-    for what, stored, given in (("data", row.data_digest, data_digest), ("split", row.split_digest, split_digest)):
-        if stored != given:
-            raise BadInputError(
-                f"study {name!r} was created with other data: the {what}'s hash was {stored[:12]}… and is now "
-                f"{given[:12]}…; give the old data, use another name, or: tuner delete {name}"
+    _check_digests(row, data_digest, split_digest)
+
+
+def _check_digests(row: Row[Any], data: str, split: str) -> None:
+    for what, then, found in (("data", row.data_digest, data), ("split", row.split_digest, split)):
+        if then != found:
+            raise DataError(
+                f"the {what} of study {row.name!r} changed since it was created: SHA-256 {then[:12]}… then, "
+                f"{found[:12]}… now; restore the data, use another name, or: tuner delete {row.name}"
             )
 
 
@@ -645,7 +675,7 @@ def _differences(stored: Mapping[str, Any], read: Mapping[str, Any], prefix: str
 
 
 def _live() -> Any:
-    return and_(workers.c.ended_at.is_(None), workers.c.heartbeat_at > now() - LIVE_S)
+    return and_(workers.c.ended_at.is_(None), workers.c.lost == false(), workers.c.heartbeat_at > now() - LIVE_S)
 
 
 def _best(connection: Connection, study_id: int, spec: StudySpec) -> BestTrial | None:
@@ -693,8 +723,10 @@ def _summary(
     state: StudyState
     if unfinished == 0:
         state = "finished"
-    elif row.stopped or not crew:
+    elif row.stopped:
         state = "stopped"
+    elif not crew:
+        state = "created"
     else:
         state = "running" if running or any(worker.live for worker in crew) else "interrupted"
     return StudySummary(

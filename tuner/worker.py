@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import tuner
 from tuner.data.dataset import TrainingData, load_training_data
-from tuner.errors import DataError, StorageError, StudyNotFoundError
+from tuner.errors import StorageError, StudyNotFoundError
 from tuner.learning.device import DeviceData, resolve_device
 from tuner.learning.lanes import Lane
 from tuner.learning.memory import is_out_of_memory, memory_budget
@@ -59,16 +59,7 @@ def run_worker(manager: StudyManager, name: str, *, device: str = "auto", stop: 
 
 def check_digests(manager: StudyManager, name: str, data: TrainingData) -> None:
     """Raises DataError when the rows or their split are not those the study was created with."""
-    agreed = manager.digests(name)
-    for what, then, found in (
-        ("data", agreed.data, data.data_digest),
-        ("split", agreed.split, data.split_digest),
-    ):
-        if then != found:
-            raise DataError(
-                f"the {what} of study {name!r} changed since it was created: "
-                f"SHA-256 {then[:12]}… then, {found[:12]}… now; restore the data, or create a study of another name"
-            )
+    manager.check_digests(name, data=data.data_digest, split=data.split_digest)
 
 
 def remove_orphans(ledger: Ledger, store: CheckpointStore) -> None:
@@ -162,7 +153,9 @@ class _Worker:
             for claim in claims
         ]
         packs = plan_packs(tasks, self.data, self.budget)
-        while packs and not self._leaving():
+        begun = False  # who was given a claim in time trains one epoch of it at least
+        while packs and not (self._leaving() if begun else self.stop.is_set()):
+            begun = True
             pack = packs.pop(0)
             held = [by_number[task.lane.number] for task in pack]
             if len(pack) == 1 and (needed := bytes_of(pack, self.data)) > self.memory:
@@ -209,7 +202,7 @@ class _Worker:
         began = recorded = saved = time.monotonic()
         rows: list[EpochRow] = []
         trained = 0
-        while trainer.running and held and not self._leaving():
+        while trainer.running and held and not (self._leaving() if trained else self.stop.is_set()):
             self._lanes = len(trainer.running)
             results = trainer.run_epoch()
             trained += len(results)

@@ -137,8 +137,39 @@ def test_password_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret-word" not in refused("studies", "--storage", url, code=1)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "studies",
+        *(f"{verb} x" for verb in ("show", "trials", "best", "workers", "worker", "evaluate", "stop", "retry")),
+        "replay x 0",
+        "delete x --yes",
+    ],
+)
+def test_who_only_reads_makes_no_database(words: str) -> None:
+    message = refused(*words.split(), "--storage", "sqlite:///typo.db", code=1)
+    assert "sqlite:///typo.db: there is no file typo.db; create a study in it with tuner create" in message
+    assert "or give another --storage" in message
+    assert list(Path().iterdir()) == []
+
+
+def test_who_only_reads_makes_no_tables() -> None:
+    """A database of Optuna's alone is not ours to change before a study is created in it."""
+    import optuna
+
+    optuna.storages.RDBStorage("sqlite:///optuna.db").engine.dispose()
+    before = Path("optuna.db").read_bytes()
+    message = refused("studies", "--storage", "sqlite:///optuna.db", code=1)
+    assert "sqlite:///optuna.db: it holds no studies of Tuner; create one with tuner create" in message
+    assert Path("optuna.db").read_bytes() == before
+    tuner("create", write_study(), "--storage", "sqlite:///optuna.db")
+    assert "tiny" in tuner("studies", "--storage", "sqlite:///optuna.db").stdout
+
+
 def test_evaluate_while_trials_are_missing() -> None:
     tuner("create", write_study())
+    assert "study 'tiny' is created: the test set opens when the search is over" in refused("evaluate", "tiny", code=2)
+    tuner("stop", "tiny")
     assert "has no completed trial" in refused("evaluate", "tiny", code=3)
     assert "has no completed trial" in refused("best", "tiny", code=3)
 
@@ -147,6 +178,7 @@ def test_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a part\nin two lines")
 
+    tuner("create", write_study())
     monkeypatch.setattr(StudyManager, "summaries", fail)
     message = refused("studies", code=1)
     assert message.splitlines()[0] == "error: ZeroDivisionError: a part in two lines"
@@ -157,9 +189,9 @@ def test_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_debug_shows_where_an_error_is_from() -> None:
-    assert "Traceback" in tuner("--debug", "show", "none", code=2).stderr
+    assert "Traceback" in tuner("--debug", "show", "none", code=1).stderr
 
 
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a database no longer than a moment."""
-    monkeypatch.setattr(StudyManager.__init__, "__kwdefaults__", {"patience_s": 0.1})
+    monkeypatch.setattr(StudyManager.__init__, "__kwdefaults__", {"create": True, "patience_s": 0.1})

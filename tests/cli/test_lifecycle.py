@@ -62,7 +62,7 @@ def test_show_follows_the_contract() -> None:
     tuner("create", write_study())
     assert tuner_json("show", "tiny") == {
         "name": "tiny",
-        "state": "stopped",
+        "state": "created",
         "metric": "error",
         "direction": "minimize",
         "sampler": "random",

@@ -8,6 +8,7 @@ import pytest
 
 from tests.cli.command import start, strict_json, tuner, write_study
 from tuner.cli.output import as_csv, as_json
+from tuner.manager import StudyManager
 
 
 def test_json_has_no_nan() -> None:
@@ -43,6 +44,7 @@ def test_reader_that_leaves() -> None:
 
 @pytest.mark.usefixtures("workdir")
 def test_no_studies() -> None:
+    StudyManager("sqlite:///tuner.db").close()
     assert tuner("studies").stdout == "no studies\n"
     assert tuner("studies", "-f", "json").stdout == "[]\n"
     assert tuner("studies", "-f", "csv").stdout == ""

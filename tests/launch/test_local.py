@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,8 @@ import pytest
 
 from tests.cli.command import ROOT, wait_until
 from tuner.launch import local
-from tuner.launch.local import LocalWorkers, WorkersLostError, devices_for, follow
+from tuner.launch.local import LocalWorkers, WorkersLostError, awaited, devices_for, follow
+from tuner.storage.ledger import Holder, Outstanding
 
 PYTHON = sys.executable  # before a test puts another in its place
 LEAVES_WHEN_RELEASED = "sys.stdin.read()"
@@ -166,8 +168,73 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices_for("cpu", None, 100) == ["cpu", "cpu", "cpu"]
 
 
-def _manager(state: str) -> Any:
-    return SimpleNamespace(summary=lambda name: SimpleNamespace(name=name, state=state))
+def _manager(state: str, *holders: Holder, waiting: int = 0) -> Any:
+    left = Outstanding(waiting=waiting, leased=0, expired=0, paused=0, finished=0, holders=holders)
+    ledger = SimpleNamespace(outstanding=lambda: left)
+    return SimpleNamespace(summary=lambda name: SimpleNamespace(name=name, state=state), ledger=lambda _: ledger)
+
+
+def test_the_dead_are_reported_once_each(interpreter: Any) -> None:
+    """What they held is freed at once; one that left in peace held nothing."""
+    starts = interpreter("os.kill(os.getpid(), signal.SIGKILL) if 'cuda:0' in sys.argv else None")
+    died: list[int] = []
+    with LocalWorkers("s", ["cuda:0", "cpu"], storage="sqlite:///t.db", died=died.append) as workers:
+        check_until_lost(workers)
+    assert len(starts.read_text().splitlines()) == 2 + local.RESTARTS
+    assert len(died) == len(set(died)) == 1 + local.RESTARTS
+
+
+def test_after_a_signal_nobody_is_started_again(interpreter: Any) -> None:
+    """Ctrl-C in a terminal reaches the workers too; those that are still importing end at once."""
+    starts = interpreter("os.kill(os.getpid(), signal.SIGKILL)")
+    stop = threading.Event()
+    stop.set()
+    with crew("cpu") as workers:
+        wait_until(lambda: not workers.pids)
+        follow(_manager("running"), "s", workers, stop=stop, show=lambda _: None)
+    assert len(starts.read_text().splitlines()) == 1
+
+
+class TestAwaited:
+    here = socket.gethostname()
+
+    def left(self, *holders: Holder, waiting: int = 0) -> Outstanding:
+        return Outstanding(waiting=waiting, leased=0, expired=0, paused=1, finished=0, holders=holders)
+
+    def test_others_hold_all_that_is_left(self) -> None:
+        one = Holder(host="node2", pid=7, slots=3, lease_s=21.4)
+        two = Holder(host=self.here, pid=8, slots=1, lease_s=9.0)
+        assert awaited(self.left(one, two), [9]) == (
+            f"3 trials of worker node2:7, 1 trial of worker {self.here}:8",
+            "if nothing is heard of it they can be claimed in 21 s",
+        )
+
+    def test_not_while_there_is_work(self) -> None:
+        other = Holder(host="node2", pid=7, slots=3, lease_s=21.4)
+        mine = Holder(host=self.here, pid=9, slots=3, lease_s=30.0)
+        assert awaited(self.left(other, mine), [9]) is None
+        assert awaited(self.left(other, waiting=1), [9]) is None
+        assert awaited(self.left(), [9]) is None
+
+    def test_it_is_said_once(
+        self, interpreter: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        interpreter(LEAVES_WHEN_RELEASED)
+        monkeypatch.setattr(local, "AWAIT_S", 0.0)
+        monkeypatch.setattr(local, "POLL_S", 0.0)
+        stop, looks = threading.Event(), []
+
+        def show(_: Any) -> None:
+            looks.append(1)
+            if len(looks) == 5:
+                stop.set()
+
+        manager = _manager("running", Holder(host="node2", pid=7, slots=3, lease_s=21.4))
+        with crew("cpu") as workers, caplog.at_level("WARNING", logger="tuner.launch.local"):
+            follow(manager, "s", workers, stop=stop, show=show)
+        assert [record.getMessage() for record in caplog.records] == [
+            "s: waiting for 3 trials of worker node2:7; if nothing is heard of it they can be claimed in 21 s"
+        ]
 
 
 def test_interrupted_worker_is_not_started_again(interpreter: Any) -> None:

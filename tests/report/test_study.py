@@ -41,6 +41,16 @@ def test_unfinished_study() -> None:
     )
 
 
+def test_a_time_budget() -> None:
+    """While it runs, the number of trials is a bound; and who wins without having completed is said to have."""
+    study = {**STUDY, "minutes": 10.0}
+    assert "6 of at most 1,200 trials done" in study_text(study)
+    best = {"number": 7, "value": 0.5, "epochs": 3, "complete": False, "params": {}}
+    over = study_text({**study, "state": "finished", "best": best})
+    assert "6 of 1,200 trials done (1 complete, 2 pruned, 3 failed), 5,000 epochs in 1:01 min of 10 minutes" in over
+    assert "7, 3 epochs; none completed in time, it is the best of those that got furthest" in over
+
+
 def test_one_seed_has_no_spread_and_rmse_no_bound() -> None:
     assert evaluation_text(EVALUATION) == (
         "test rmse  55 over 1 refit, 90 % interval 50.5 to 60\n"

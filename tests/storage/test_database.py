@@ -120,20 +120,22 @@ class TestBulk:
 
     @pytest.mark.parametrize("value", [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 1e22, 123456789.123456789])
     def test_doubles_are_exact(self, sqlite_url: str, value: float) -> None:
-        _round_trip(sqlite_url, [value])
+        assert _round_trip(sqlite_url, [value]) == [value]
 
     @pytest.mark.parametrize("kind", ["postgresql", "mysql"])
     def test_doubles_are_exact_on_servers(self, kind: str, tmp_path: Path) -> None:
         with fresh_database(kind, tmp_path) as url:
-            _round_trip(url, [0.1, 1 / 3, 1.7976931348623157e308, 2.2250738585072014e-308, 1e22, 123456789.123456789])
+            values = [0.1, 1 / 3, 1.7976931348623157e308, 2.2250738585072014e-308, 1e22, 123456789.123456789]
+            assert _round_trip(url, values) == values
 
 
-def _round_trip(url: str, values: list[float]) -> None:
+def _round_trip(url: str, values: list[float]) -> list[float]:
+    """What a database gives back of doubles."""
     rows = [{"study_id": 1, "number": 1, "epoch": e, "train_loss": v, "val_loss": v} for e, v in enumerate(values)]
     query = select(schema.curves.c.train_loss).order_by(schema.curves.c.epoch)
     with opened(url) as database:
         database.write(lambda c: bulk.insert(c, schema.curves, rows))
-        assert database.read(lambda c: c.execute(query).scalars().all()) == values
+        return list(database.read(lambda c: c.execute(query).scalars().all()))
 
 
 class TestRefusals:
@@ -161,6 +163,22 @@ class TestRefusals:
         assert "holds other tables (customers) and none of Optuna's" in message
         assert "give another --storage" in message
 
+    def test_a_refused_file_is_left_as_it_is(self, sqlite_url: str, tmp_path: Path) -> None:
+        """Not even write-ahead logging is switched on."""
+        _run(sqlite_url, "CREATE TABLE customers (id INTEGER)")
+        before = (tmp_path / "tuner.db").read_bytes()
+        refusal(sqlite_url)
+        assert (tmp_path / "tuner.db").read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == ["tuner.db"]
+
+    def test_a_file_that_is_not_there_is_not_made_for_a_reader(self, sqlite_url: str, tmp_path: Path) -> None:
+        with pytest.raises(StorageError, match=r"there is no file .*tuner\.db; create a study in it with"):
+            open_database(sqlite_url, create=False)
+        assert list(tmp_path.iterdir()) == []
+        open_database(sqlite_url).close()
+        open_database(sqlite_url, create=False).close()
+        assert (tmp_path / "tuner.db").exists()
+
     @pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mysql"])
     def test_tables_of_optunas_names_that_are_not_optunas(self, kind: str, tmp_path: Path) -> None:
         with fresh_database(kind, tmp_path) as url:
@@ -186,13 +204,14 @@ class TestRefusals:
         with opened(sqlite_url):
             pass
         _run(sqlite_url, "UPDATE tuner_schema SET version = 99")
-        assert "made by a Tuner with schema 99, this one has 1; use that Tuner" in refusal(sqlite_url)
+        assert "made by a Tuner with schema 99, this one has 2; use that Tuner" in refusal(sqlite_url)
 
     def test_a_server_database_may_hold_other_tables(self, tmp_path: Path) -> None:
         with fresh_database("postgresql", tmp_path) as url:
             _run(url, "CREATE TABLE customers (id INTEGER)")
-            with opened(url):
-                pass
+            with opened(url) as database:
+                names = set(database.read(lambda c: inspect(c).get_table_names()))
+            assert {"customers", "trials", "tuner_slots"} <= names
 
     def test_an_optuna_database_is_ours_too(self, url: str) -> None:
         import optuna

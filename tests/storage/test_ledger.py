@@ -52,6 +52,15 @@ def expire(manager: StudyManager, *numbers: int) -> None:
     manager._database.write(lambda c: c.execute(over.values(lease_until=1.0)) and None)
 
 
+def wait_for(condition: Callable[[], object]) -> None:
+    """Look until it holds; fails after a while."""
+    for _ in range(5000):
+        if condition():
+            return
+        threading.Event().wait(0.001)
+    raise AssertionError("it did not happen")
+
+
 def slot(manager: StudyManager, number: int) -> Any:
     query = select(schema.slots).where(schema.slots.c.number == number)
     return manager._database.read(lambda c: c.execute(query).one())
@@ -272,8 +281,9 @@ class TestClaims:
         ledger.heartbeat(worker, 3, 12.5)
         state = ledger.outstanding()
         assert (state.leased, state.expired, state.claimable) == (3, 0, 6)
-        assert state.next_expiry_s is not None
-        assert 50 < state.next_expiry_s <= 60
+        (holder,) = state.holders
+        assert (holder.name, holder.slots) == ("h:1", 3)
+        assert 50 < holder.lease_s <= 60
         assert [claim.number for claim in ledger.claim(other, limit=9, lease_s=60)] == [3, 4, 5, 6, 7, 8]
         row = manager.workers("fleet")[0]
         assert (row.worker, row.live, row.lanes, row.epochs_per_s) == ("h:1", True, 3, 12.5)
@@ -281,6 +291,37 @@ class TestClaims:
         assert not manager.workers("fleet")[0].live
         again = ledger.claim(other, limit=9, lease_s=60)
         assert [(claim.number, claim.params) for claim in again] == [(claim.number, claim.params) for claim in claims]
+
+    def test_the_leases_of_a_process_that_is_known_to_be_dead_end_at_once(
+        self, url: str, manager: StudyManager
+    ) -> None:
+        spec = make_spec(9)
+        ledger = create(manager, spec)
+        dead, other = (ledger.register("h", pid, "cpu", "0") for pid in (1, 2))
+        before = ledger.claim(dead, limit=3, lease_s=600)
+        kept = ledger.claim(other, limit=2, lease_s=600)
+        assert manager.bury("fleet", "h", 1) == 3
+        assert manager.bury("fleet", "elsewhere", 2) == 0
+        assert [row.state for row in manager.workers("fleet")] == ["lost", "live"]
+        after: list[Claim] = []
+        wait_for(lambda: after.extend(ledger.claim(other, limit=3, lease_s=60)) or after)
+        assert [(c.number, c.params, c.attempt) for c in after] == [(c.number, c.params, 2) for c in before]
+        # Should it not be dead after all, the fence holds.
+        assert ledger.commit(dead, [fleet.result(claim) for claim in before]).lost == {0, 1, 2}
+        for claims in (kept, after):
+            fleet.train(ledger, other, manager.checkpoints("fleet"), claims)
+        fleet.work(ledger, manager.checkpoints("fleet"))
+        check(manager, spec, url)
+
+    def test_a_trial_that_kills_its_workers_is_not_tried_for_ever(self, local: StudyManager) -> None:
+        ledger = create(local, make_spec(1, pruner="none"))
+        for pid in (1, 2, 3):
+            worker = ledger.register("h", pid, "cpu", "0")
+            wait_for(lambda worker=worker: ledger.claim(worker, limit=1, lease_s=600))
+            local.bury("fleet", "h", pid)
+        last = ledger.register("h", 4, "cpu", "0")
+        wait_for(lambda: not ledger.claim(last, limit=1, lease_s=600) and ledger.finished())
+        assert [(row.state, row.attempt) for row in local.trials("fleet")] == [("failed", 3)]
 
     def test_recording_renews_too(self, local: StudyManager) -> None:
         ledger = create(local, make_spec(9))

@@ -55,7 +55,7 @@ def create(study_file: Path, storage: str, artifacts: str | None, **overrides: A
 
     from tuner.plan import create_study
 
-    with open_manager(storage, artifacts) as manager:
+    with open_manager(storage, artifacts, create=True) as manager:
         created = create_study(manager, spec, study_file.parent)
         what = "created" if created else "there already"
         trials = count(spec.total_trials, "trial")

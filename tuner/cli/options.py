@@ -105,8 +105,8 @@ def read_spec(file: Path, **overrides: Any) -> StudySpec:
     return load_spec(file, **overrides)
 
 
-def open_manager(storage: str, artifacts: str | None) -> StudyManager:
-    """The manager of the studies in a database."""
+def open_manager(storage: str, artifacts: str | None, *, create: bool = False) -> StudyManager:
+    """The manager of the studies in a database, which must be there unless the command is to ``create`` it."""
     from tuner.manager import StudyManager
 
-    return StudyManager(storage, artifacts)
+    return StudyManager(storage, artifacts, create=create)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +78,7 @@ def run(
         view.say(f"{name}: reading the data")
         from tuner.plan import create_or_resume
 
-        with open_manager(storage, artifacts) as manager:
+        with open_manager(storage, artifacts, create=True) as manager:
             create_or_resume(manager, spec, study_file.parent)
             if manager.summary(name).state != "finished":
                 _train(manager, spec, device, workers, storage, artifacts, view)
@@ -121,9 +124,14 @@ def _train(
     name, epochs = spec.study.name, total_epochs(plan(spec))
     devices = devices_for(device, workers, spec.total_trials)
     view.say(f"{name}: starting {count(len(devices), 'worker')}")
+
+    def bury(pid: int) -> None:
+        if held := manager.bury(name, socket.gethostname(), pid):
+            logging.getLogger(__name__).warning("%s: freed what the dead worker held: %s", name, count(held, "trial"))
+
     with (
         leave_on_signal(_interrupt) as stop,
-        LocalWorkers(name, devices, storage=storage, artifacts=artifacts) as crew,
+        LocalWorkers(name, devices, storage=storage, artifacts=artifacts, died=bury) as crew,
     ):
         if leashed:
             set_at_end_of_input(stop)
@@ -190,15 +198,26 @@ def worker(
         if not quiet:
             click.echo(f"{name}: {text}", err=True)
 
+    working = threading.Event()
+
+    def leave_at_once() -> None:
+        os._exit(EXIT_INTERRUPTED)
+
+    def leave_unless_working() -> None:
+        """Before it has imported all it needs, which takes seconds, a worker holds nothing."""
+        if not working.is_set():
+            leave_at_once()
+
     notice = "" if quiet else f"{name}: finishing the epoch, then leaving; again to leave at once"
-    with leave_on_signal(lambda: os._exit(EXIT_INTERRUPTED), notice=notice) as stop:
+    with leave_on_signal(leave_at_once, on_first=leave_unless_working, notice=notice) as stop:
         if leashed:
-            set_at_end_of_input(stop)
+            set_at_end_of_input(stop, on_end=leave_unless_working)
         with open_manager(storage, artifacts) as manager:
             manager.admit(name)  # refuses before the slow import
             say(f"joining, on {device}")
             from tuner.worker import run_worker
 
+            working.set()
             run_worker(manager, name, device=device, stop=stop)
             state = manager.summary(name).state
             if state != "running":  # others, who are still at work, will say it

@@ -13,10 +13,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def leave_on_signal(on_second: Callable[[], None], *, notice: str = "") -> Iterator[threading.Event]:
+def leave_on_signal(
+    on_second: Callable[[], None], *, on_first: Callable[[], None] | None = None, notice: str = ""
+) -> Iterator[threading.Event]:
     """An event that the first signal sets, writing ``notice`` to standard error; each later one calls ``on_second``.
 
-    Only the main thread may enter. The handlers that were there come back on exit.
+    on_first: what the first signal calls before that. Only the main thread may enter. The handlers that were there come
+    back on exit.
     """
     stop = threading.Event()
 
@@ -24,6 +27,8 @@ def leave_on_signal(on_second: Callable[[], None], *, notice: str = "") -> Itera
         if stop.is_set():
             on_second()
         else:
+            if on_first is not None:
+                on_first()
             stop.set()
             if notice:  # not through sys.stderr: the signal may have come in the middle of a write to it
                 os.write(2, f"{notice}\n".encode())
@@ -36,12 +41,16 @@ def leave_on_signal(on_second: Callable[[], None], *, notice: str = "") -> Itera
             signal.signal(number, handler)
 
 
-def set_at_end_of_input(stop: threading.Event) -> None:
-    """Set ``stop`` when standard input ends: whoever started this process has gone, or lets it go."""
+def set_at_end_of_input(stop: threading.Event, *, on_end: Callable[[], None] | None = None) -> None:
+    """Set ``stop`` when standard input ends, after calling ``on_end``: whoever started this process has gone, or lets
+    it go.
+    """
 
     def wait() -> None:
         while os.read(0, 4096):  # not sys.stdin: a daemon thread that holds its lock stops the interpreter's exit
             pass
+        if on_end is not None:
+            on_end()
         stop.set()
 
     threading.Thread(target=wait, daemon=True).start()

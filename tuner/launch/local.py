@@ -13,26 +13,30 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import tuner
 from tuner.errors import TunerError
+from tuner.words import count
 
 if TYPE_CHECKING:
     from tuner.manager import StudyManager, StudySummary
+    from tuner.storage.ledger import Outstanding
 
 RESTARTS = 3  # how often a worker that died is started again
 GRACE_S = 60.0  # seconds that released workers get to finish their epoch and save
-POLL_S = 0.5  # seconds between two looks at the study
+POLL_S = 0.5  # seconds between two looks at the study, or ten times as long as a look takes
+AWAIT_S = 5.0  # seconds between two looks at whom the workers wait for
 LAST_WORDS = 5  # lines of a dead worker's standard error that a message shows
 INTERRUPTED = 130  # exit code of a worker that was asked to leave by a signal
 
@@ -52,9 +56,20 @@ class LocalWorkers:
 
     A worker that dies is started again up to ``RESTARTS`` times; one that refuses its input (exit code 2) is not. The
     others go on without it. Not thread safe.
+
+    died: is told the process id of each worker that died, once, so that what it held can be freed.
     """
 
-    def __init__(self, name: str, devices: Sequence[str], *, storage: str, artifacts: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        devices: Sequence[str],
+        *,
+        storage: str,
+        artifacts: str | None = None,
+        died: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        self._died = died
         environment = _environment(storage, artifacts)
         self._workers = [_Worker(i, name, device, environment) for i, device in enumerate(devices, start=1)]
         self._released = False
@@ -69,6 +84,8 @@ class LocalWorkers:
     ) -> None:
         self.release()
         self.wait(GRACE_S)
+        if error is None or isinstance(error, WorkersLostError):
+            self._bury()
 
     @property
     def pids(self) -> list[int]:
@@ -80,6 +97,7 @@ class LocalWorkers:
 
         Raises WorkersLostError when none is left and at least one of them did not leave in peace.
         """
+        self._bury()
         for worker in self._workers:
             if not self._released:
                 worker.revive()
@@ -88,6 +106,13 @@ class LocalWorkers:
         if failed and not alive:
             raise WorkersLostError(failed[-1].obituary(), failed[-1].exit_code)
         return alive
+
+    def _bury(self) -> None:
+        """Report the dead."""
+        for worker in self._workers:
+            if worker.failed and not worker.buried:
+                worker.buried = True
+                self._died(worker.process.pid)
 
     def release(self) -> None:
         """Ask every worker to finish its epoch, save its lanes and leave. Returns at once."""
@@ -111,19 +136,42 @@ def follow(
     show: Callable[[StudySummary], None],
 ) -> None:
     """Watch a study until it is finished, or stopped and all workers have left, or ``stop`` is set; ``show`` sees every
-    look at it. The study's last state is the caller's to read: workers that leave still save.
+    look at it. The study's last state is the caller's to read: workers that leave still save. Where the workers have
+    nothing to do but to wait for others, a line of the log says so.
 
     Raises WorkersLostError when the study needs work and no worker is left.
     """
+    ledger, told, look = manager.ledger(name), "", 0.0
     while True:
-        alive = workers.check()
+        began = time.monotonic()
+        # After a signal whoever dies was meant to: a worker that is still importing ends at once.
+        alive = len(workers.pids) if stop.is_set() else workers.check()
         summary = manager.summary(name)
         show(summary)
         if stop.is_set() or summary.state == "finished" or (not alive and summary.state == "stopped"):
             return
         if not alive:
             raise WorkersLostError(f"all workers left, but study {name!r} is not finished; run the same command again")
-        stop.wait(POLL_S)
+        if began >= look:
+            look = began + AWAIT_S
+            line = awaited(ledger.outstanding(), workers.pids)
+            if line and line[0] != told:
+                _log.warning("%s: waiting for %s; %s", name, *line)
+            told = line[0] if line else ""
+        stop.wait(max(POLL_S, 10 * (time.monotonic() - began)))
+
+
+def awaited(outstanding: Outstanding, pids: Collection[int]) -> tuple[str, str] | None:
+    """Whom the local workers, these processes of this machine, wait for, and for how long; None while they have work.
+
+    Where nothing may be claimed, what is left depends on slots that others hold.
+    """
+    host = socket.gethostname()
+    others = [holder for holder in outstanding.holders if holder.host != host or holder.pid not in pids]
+    if outstanding.claimable or not others or len(others) < len(outstanding.holders):
+        return None
+    held = ", ".join(f"{count(holder.slots, 'trial')} of worker {holder.name}" for holder in others)
+    return held, f"if nothing is heard of it they can be claimed in {max(h.lease_s for h in others):.0f} s"
 
 
 def devices_for(device: str, workers: int | None, trials: int) -> list[str]:
@@ -201,10 +249,12 @@ class _Worker:
         self._environment = environment
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self._restarts = 0
+        self.buried = False  # whether somebody was told that the process died
         self._reader: threading.Thread | None = None
 
     def start(self) -> None:
         self._last_words.clear()
+        self.buried = False
         self.process = subprocess.Popen(
             self._command,
             env=dict(self._environment),

@@ -57,13 +57,21 @@ def beat(connection: Connection, worker_id: int, lanes: int, epochs_per_s: float
     """A sign of life."""
     speed = epochs_per_s if math.isfinite(epochs_per_s) else 0.0
     mine = update(workers).where(workers.c.id == worker_id)
-    connection.execute(mine.values(heartbeat_at=now(), ended_at=None, lanes=lanes, epochs_per_s=speed))
+    connection.execute(mine.values(heartbeat_at=now(), ended_at=None, lost=False, lanes=lanes, epochs_per_s=speed))
 
 
 def end(connection: Connection, worker_id: int) -> None:
     """The last sign of life."""
     mine = update(workers).where(workers.c.id == worker_id)
     connection.execute(mine.values(heartbeat_at=now(), ended_at=now(), lanes=0))
+
+
+def bury(connection: Connection, study_id: int, host: str, pid: int) -> list[int]:
+    """Write down that a process is dead; returns the ids of the workers it was."""
+    there = (workers.c.study_id == study_id, workers.c.host == host, workers.c.pid == pid, workers.c.ended_at.is_(None))
+    ids = connection.execute(select(workers.c.id).where(*there)).scalars().all()
+    connection.execute(update(workers).where(workers.c.id.in_(ids)).values(lost=True, lanes=0))
+    return list(ids)
 
 
 def names(connection: Connection, ids: Iterable[int | None]) -> dict[int, str]:

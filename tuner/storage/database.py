@@ -143,8 +143,10 @@ def shown(url: URL) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def open_database(text: str, *, patience_s: float = PATIENCE_S, open_patience_s: float = OPEN_PATIENCE_S) -> Database:
-    """Open a database, and create Optuna's tables and Tuner's where they are missing.
+def open_database(
+    text: str, *, create: bool = True, patience_s: float = PATIENCE_S, open_patience_s: float = OPEN_PATIENCE_S
+) -> Database:
+    """Open a database, and create Optuna's tables and Tuner's where they are missing (unless not to ``create``).
 
     Any number of processes may do so at once. A database that is not ours is refused: a file that is not SQLite's; an
     SQLite file that holds other tables only (most likely a mistyped path); on a server, which applications do share,
@@ -158,6 +160,11 @@ def open_database(text: str, *, patience_s: float = PATIENCE_S, open_patience_s:
             raise StorageError(
                 f"{shown(url)}: folder {file.absolute().parent} does not exist; create it, or give another --storage"
             )
+        if not create and not file.exists():
+            raise StorageError(
+                f"{shown(url)}: there is no file {file}; create a study in it with tuner create or tuner run, or give "
+                "another --storage"
+            )
         if file.is_dir():
             raise StorageError(f"{shown(url)}: {file} is a folder; give a file in it, as in {file / 'tuner.db'}")
     try:
@@ -168,7 +175,7 @@ def open_database(text: str, *, patience_s: float = PATIENCE_S, open_patience_s:
             f"{shown(url)}: its driver is not installed ({error}); pip install 'tuner[{extra}]'"
         ) from None
     try:
-        _set_up(database, open_patience_s)
+        _set_up(database, open_patience_s, create)
     except BaseException:
         database.close()
         raise
@@ -415,11 +422,6 @@ def _prepare_sqlite(connection: Any, wait_ms: int) -> None:
     try:
         cursor.execute(f"PRAGMA busy_timeout = {wait_ms}")
         cursor.execute("PRAGMA foreign_keys = ON")
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if "readonly" not in str(error):  # a read-only database may be read in whatever mode it has
-                raise
     finally:
         cursor.close()
 
@@ -430,11 +432,19 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def _set_up(database: Database, open_patience_s: float) -> None:
-    """Check what is there, create what is missing, check again."""
+def _set_up(database: Database, open_patience_s: float, create: bool) -> None:
+    """Check what is there, create what is missing, check again; then write-ahead logging for SQLite.
+
+    Nothing is changed in a database that is refused.
+    """
     patience = {"patience_s": database.patience_s, "open_patience_s": open_patience_s}
     started, delay_s = time.monotonic(), 0.05
     while not transact(database.engine, lambda c: _ready(c, database.url), write=False, **patience):
+        if not create:
+            raise StorageError(
+                f"{database}: it holds no studies of Tuner; create one with tuner create or tuner run, or give another "
+                "--storage"
+            )
         try:
             database.optuna_storage(poolclass=NullPool)  # no pool: where this fails, nobody could close it
             with database.engine.connect() as connection, connection.begin():
@@ -454,6 +464,22 @@ def _set_up(database: Database, open_patience_s: float) -> None:
                 raise explained(cause or error, database.url, waited_s) from error
             time.sleep(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(2 * delay_s, 1.0)
+    if database.url.get_backend_name() == "sqlite":
+        patiently(lambda: _log_ahead(database.engine), database.url, **patience)
+
+
+def _log_ahead(engine: Engine) -> None:
+    """Readers and a writer do not wait for each other any more; the file keeps it."""
+    with engine.connect() as connection:
+        cursor = connection.connection.cursor()  # the mode changes outside of transactions only
+        try:
+            if cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+                cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "readonly" not in str(error):  # a read-only database may be read in whatever mode it has
+                raise sqlalchemy.exc.OperationalError("PRAGMA journal_mode = WAL", None, error) from error
+        finally:
+            cursor.close()
 
 
 def _inform_sqlite(connection: Connection) -> None:

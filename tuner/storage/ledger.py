@@ -56,11 +56,11 @@ from tuner.storage.checkpoints import Checkpoint
 from tuner.storage.database import Database, clock, now
 from tuner.storage.proposals import Proposals
 from tuner.storage.rungs import RungResult, Rungs, Tally, unleased
-from tuner.storage.schema import UNFINISHED, checkpoints, curves, rungs, slots, studies
+from tuner.storage.schema import UNFINISHED, checkpoints, curves, rungs, slots, studies, workers
 from tuner.trial import Value
 from tuner.words import count
 
-__all__ = ["Claim", "CommitOutcome", "EpochRow", "Ledger", "Outstanding", "RungResult"]
+__all__ = ["Claim", "CommitOutcome", "EpochRow", "Holder", "Ledger", "Outstanding", "RungResult"]
 
 MAX_REASON = 2000  # characters of a reason that are stored
 MAX_ATTEMPTS = 3  # times a slot is tried before it fails
@@ -116,15 +116,29 @@ class CommitOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A worker that holds leases which are not over: how many, and when the last of them ends unless it is renewed."""
+
+    host: str
+    pid: int
+    slots: int
+    lease_s: float  # seconds from now
+
+    @property
+    def name(self) -> str:
+        return crew.worker_name(self.host, self.pid)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outstanding:
-    """How many slots are in which state now, and when the next lease ends (seconds; None without leases)."""
+    """How many slots are in which state now, and who holds those that are leased."""
 
     waiting: int
     leased: int
     expired: int  # leased, but the lease is over: may be claimed
     paused: int
     finished: int
-    next_expiry_s: float | None
+    holders: tuple[Holder, ...] = ()
 
     @property
     def claimable(self) -> int:
@@ -179,6 +193,21 @@ class Ledger:
             crew.end(connection, worker_id)
 
         self._database.write(work)
+
+    def bury(self, host: str, pid: int) -> int:
+        """Let the leases of a process end at once that is known to be dead; returns how many it had.
+
+        As leases that run out they count as attempts, so a trial that kills its worker is tried so often and no more.
+        """
+
+        def work(connection: Connection) -> int:
+            dead = crew.bury(connection, self.study_id, host, pid)
+            theirs = (slots.c.study_id == self.study_id, slots.c.state == "leased", slots.c.worker_id.in_(dead))
+            held = connection.execute(select(func.count()).where(*theirs, slots.c.lease_until > now())).scalar_one()
+            connection.execute(update(slots).where(*theirs).values(lease_until=now()))
+            return int(held)
+
+        return self._database.write(work)
 
     # Claims
 
@@ -549,31 +578,42 @@ class Ledger:
         return frozenset(self._database.read(lambda connection: connection.execute(query).scalars().all()))
 
     def outstanding(self) -> Outstanding:
-        """What is left to do: an idle worker may sleep until the next lease ends."""
+        """What is left to do, and whom it waits for."""
 
         def work(connection: Connection) -> Outstanding:
             self._study(connection)
+            mine = slots.c.study_id == self.study_id
             over = case((slots.c.lease_until < now(), 1), else_=0)
             rows = connection.execute(
-                select(
-                    slots.c.state,
-                    func.count().label("count"),
-                    func.sum(over).label("over"),
-                    (func.min(slots.c.lease_until) - now()).label("next"),
-                )
-                .where(slots.c.study_id == self.study_id)
+                select(slots.c.state, func.count().label("slots"), func.sum(over).label("over"))
+                .where(mine)
                 .group_by(slots.c.state)
             )
             by_state = {row.state: row for row in rows}
-            count = {state: by_state[state][1] if state in by_state else 0 for state in UNFINISHED}
-            leases = by_state.get("leased")
+            count = {state: int(by_state[state].slots) if state in by_state else 0 for state in UNFINISHED}
+            expired = int(by_state["leased"].over or 0) if "leased" in by_state else 0
+            held = connection.execute(
+                select(
+                    workers.c.host,
+                    workers.c.pid,
+                    func.count().label("slots"),
+                    (func.max(slots.c.lease_until) - now()).label("left"),
+                )
+                .select_from(slots.join(workers, workers.c.id == slots.c.worker_id))
+                .where(mine, slots.c.state == "leased", slots.c.lease_until >= now())
+                .group_by(workers.c.id, workers.c.host, workers.c.pid)
+                .order_by(workers.c.id)
+            )
             return Outstanding(
                 waiting=count["waiting"],
-                leased=count["leased"] - int(leases.over if leases else 0),
-                expired=int(leases.over if leases else 0),
+                leased=count["leased"] - expired,
+                expired=expired,
                 paused=count["paused"],
-                finished=sum(row[1] for row in by_state.values()) - sum(count.values()),
-                next_expiry_s=max(0.0, float(leases.next)) if leases else None,
+                finished=sum(int(row.slots) for row in by_state.values()) - sum(count.values()),
+                holders=tuple(
+                    Holder(host=row.host, pid=row.pid, slots=int(row.slots), lease_s=max(0.0, float(row.left)))
+                    for row in held
+                ),
             )
 
         return self._database.read(work)

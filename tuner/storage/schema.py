@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sqlalchemy import Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text, false
 from sqlalchemy.dialects import mysql
 
 SCHEMA_VERSION = 2
@@ -120,6 +120,7 @@ workers = _table(
     Column("started_at", Double, nullable=False),
     Column("heartbeat_at", Double, nullable=False),
     Column("ended_at", Double),
+    Column("lost", Boolean, nullable=False, server_default=false()),  # its launcher saw that it died
     Column("lanes", Integer, nullable=False),
     Column("epochs_per_s", Double, nullable=False),
 )
