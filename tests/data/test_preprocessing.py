@@ -30,7 +30,7 @@ def fit(
     """``columns`` as ``Schema.infer`` takes them."""
     frame = features if isinstance(features, pl.DataFrame) else frame_of(features)
     rows = np.arange(frame.height) if rows is None else rows
-    schema = Schema.infer(frame[rows], **columns)
+    schema = Schema.infer(frame, rows, **columns)
     return Preprocessing.fit(schema, frame, target, rows, task=task, target_name="y", scaling=scaling)
 
 

@@ -34,7 +34,7 @@ class Prepared:
         """The columns as these rows tell them."""
         data = self.spec.data
         time = None if data.split is None else data.split.time
-        return Schema.infer(self.table.frame[rows], categorical=data.categorical, time=time)
+        return Schema.infer(self.table.frame, rows, categorical=data.categorical, time=time)
 
     def fit(self, rows: Numbers, scaling: Scaling) -> Preprocessing:
         """Preprocessing fitted on these rows of the table alone."""

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from tuner.errors import DataError
@@ -47,8 +49,15 @@ class Schema:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def infer(cls, train: pl.DataFrame, *, categorical: Collection[str] = (), time: str | None = None) -> Schema:
-        """From the train rows of a table's feature columns, as read.
+    def infer(
+        cls,
+        frame: pl.DataFrame,
+        rows: npt.NDArray[np.int64] | None = None,
+        *,
+        categorical: Collection[str] = (),
+        time: str | None = None,
+    ) -> Schema:
+        """From a table's feature columns, as read, and those of its rows that are numbered: the train rows.
 
         A column of numbers or booleans, or of texts that all say numbers, booleans or ISO dates, is what it says; a few
         other texts among numbers (up to 5 %) read as missing. Every other text is a category, and so is whatever
@@ -63,7 +72,8 @@ class Schema:
         def note(what: str, name: str) -> None:
             found.setdefault(what, []).append(name)
 
-        for series in train:
+        for whole in frame:
+            series = whole if rows is None else whole[rows]
             name = series.name
             kind = "category" if name in categorical else _kind(series, note)
             if kind is None:

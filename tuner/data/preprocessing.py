@@ -28,7 +28,7 @@ from tuner.errors import DataError
 from tuner.trial import Scaling, Task
 
 CHUNK_ROWS = 65_536  # preprocessed at a time
-BLOCK_COLUMNS = 16  # fitted at a time
+BLOCK_COLUMNS = 8  # fitted at a time
 MAX_CATEGORIES = 64  # of a column; the rarest ones share one feature
 MIN_FREQUENCY = 5  # rows that a category needs for a feature of its own
 

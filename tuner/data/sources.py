@@ -69,7 +69,7 @@ class Table:
         apart = self.by is not None and self.by.name not in self.frame.columns
         columns = [*self.frame, self.by] if apart and self.by is not None else [*self.frame]
         return sha256_of(
-            arrays=chain(*map(column_arrays, columns), [self.target]),
+            arrays=chain(chain.from_iterable(map(column_arrays, columns)), [self.target]),
             texts=(*(column.name for column in columns), self.classes, self.target_name),
         )
 
@@ -230,7 +230,8 @@ def _table(
         raise DataError(
             f"{source}: has no column beside the target {target_name!r}; a table needs at least one feature"
         )
-    features = features.with_columns(pl.selectors.float().fill_nan(None))
+    with_nan = [column.name for column in features.select(pl.selectors.float()) if column.is_nan().any()]
+    features = features.with_columns(pl.col(with_nan).fill_nan(None))
     for column in features:
         if column.dtype.is_nested() or column.dtype in (pl.Object, pl.Binary):
             raise DataError(
