@@ -87,3 +87,12 @@ def wait_until(condition: Callable[[], bool], *, process: subprocess.Popen[str] 
         assert time.monotonic() < deadline, "it did not happen in time"
         assert process is None or process.poll() is None, process.communicate() if process else None
         time.sleep(0.02)
+
+
+def refused(*words: str | Path, code: int = 2) -> str:
+    """The message of a command that fails: nothing on standard output, no traceback."""
+    result = tuner(*words, code=code)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    return result.stderr

@@ -6,22 +6,13 @@ from typing import Any
 
 import pytest
 
-from tests.cli.command import TINY, tuner, tuner_json, write_study
+from tests.cli.command import TINY, refused, tuner, tuner_json, write_study
 from tuner.manager import StudyManager
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
 LEARNING_RATE = "learning_rate = { low = 1e-3, high = 1e-1, log = true }"
 CLEAN = [f"{i},{i * i},{i % 2}" for i in range(20)]
-
-
-def refused(*words: str | Path, code: int = 2) -> str:
-    """The message of a command that fails: nothing on standard output, no traceback."""
-    result = tuner(*words, code=code)
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert "Traceback" not in result.stderr
-    return result.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,20 @@ from tests.cli.command import ROOT, tuner
 from tuner import __version__
 from tuner.cli import main
 
-VERBS = ["check", "create", "run", "worker", "studies", "show", "workers", "trials", "best", "evaluate", "replay"]
+VERBS = [
+    "init",
+    "check",
+    "create",
+    "run",
+    "worker",
+    "studies",
+    "show",
+    "workers",
+    "trials",
+    "best",
+    "evaluate",
+    "replay",
+]
 VERBS += ["dashboard", "stop", "retry", "delete"]
 HEAVY = ("torch", "numba", "optuna", "sqlalchemy", "sklearn", "scipy", "numpy", "polars", "pydantic", "rich")
 
@@ -68,7 +81,7 @@ def test_no_command_shows_help() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["brew"], "error: 'brew' is no command; known: check, create, run"),
+        (["brew"], "error: 'brew' is no command; known: init, check, create, run"),
         (["show"], "error: Missing argument 'NAME'.\nsee: tuner show --help"),
         (["show", "a", "--colour"], "error: No such option '--colour'"),
         (["trials", "a", "-f", "xml"], "'xml' is not one of 'table', 'json', 'csv'"),

@@ -1,17 +1,19 @@
-"""check, create, studies, show, stop, delete."""
+"""init, check, create, studies, show, stop, delete."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import STUDIES, TINY, tuner, tuner_json, write_study
+from tests.cli.command import STUDIES, TINY, refused, tuner, tuner_json, write_study
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
 
 def test_check_shows_the_plan() -> None:
     text = tuner("check", STUDIES / "digits.toml", "--trials", "60").stdout
-    assert "sklearn:digits, 1,797 rows, 64 features" in text
+    assert "sklearn:digits, 1,797 rows" in text
+    assert "61 numeric; 61 features" in text
     assert "train 1,079 (60 %), validation 359 (20 %), test 359 (20 %), stratified; test stays sealed" in text
     assert "learning_rate  0.0001 to 0.1, log" in text
     assert "weight_decay   0, or 1e-06 to 0.1, log" in text
@@ -119,4 +121,72 @@ def test_data_path_starts_at_the_study_file() -> None:
     study = write_study(
         TINY.replace("sklearn:iris", "x.csv").replace("[training]", 'target = "y"\n[training]'), "sub/x.toml"
     )
-    assert "x.csv, 20 rows, 1 feature" in tuner("check", study).stdout
+    assert "x.csv, 20 rows" in tuner("check", study).stdout
+
+
+def write_pets() -> None:
+    """A table in the current directory: pets.csv, whose target is sold."""
+    rows = [f"{i},{i % 7},{'ab'[i % 2]},{'yes' if i % 3 else 'no'}" for i in range(60)]
+    Path("pets.csv").write_text("\n".join(["id,age,kind,sold", *rows, ""]))
+
+
+class TestInit:
+    def test_a_file_that_runs(self) -> None:
+        write_pets()
+        assert tuner("init", "pets.csv", "--target", "sold").stdout == (
+            "wrote pets.toml; next: tuner check pets.toml, tuner run pets.toml\n"
+        )
+        plan = tuner_json("check", "pets.toml")
+        assert plan["data"]["columns"] == {"numeric": 1, "category": 1}
+        assert 'drop    = ["id"]' in Path("pets.toml").read_text()
+
+    def test_a_relative_source_starts_at_the_file(self) -> None:
+        write_pets()
+        Path("deep").mkdir()
+        tuner("init", "pets.csv", "--target", "sold", "-o", "deep/s.toml")
+        assert 'source  = "../pets.csv"' in Path("deep/s.toml").read_text()
+        tuner("check", "deep/s.toml")
+
+    def test_printed(self) -> None:
+        write_pets()
+        assert 'metric = "f1"' in tuner("init", "pets.csv", "--target", "sold", "--metric", "f1", "-o", "-").stdout
+        assert not Path("pets.toml").exists()
+
+    def test_nothing_is_overwritten(self) -> None:
+        write_pets()
+        Path("pets.toml").write_text("mine")
+        assert "pets.toml: is there already" in refused("init", "pets.csv", "--target", "sold")
+        assert Path("pets.toml").read_text() == "mine"
+        tuner("init", "pets.csv", "--target", "sold", "--force")
+        assert Path("pets.toml").read_text() != "mine"
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["pets.csv"], "data.target: missing; say which column of pets.csv is the target: id, age, kind, sold"),
+            (["pets.csv", "--target", "Sold"], "did you mean 'sold'?"),
+            (["none.csv", "--target", "sold"], "no such file"),
+            (["pets.csv", "--target", "sold", "--metric", "auc"], "'auc' is none of error, accuracy"),
+            (["pets.csv", "--target", "sold", "-o", "no/where.toml"], "no/where.toml: cannot be written"),
+        ],
+    )
+    def test_bad_input(self, words: list[str], message: str) -> None:
+        write_pets()
+        assert message in refused("init", *words)
+        assert list(Path().glob("*.toml")) == []
+
+
+def test_a_data_file_is_run_as_it_is() -> None:
+    write_pets()
+    words = ["run", "pets.csv", "--target", "sold", "--trials", "3", "--max-epochs", "3", "-q", "--workers", "1"]
+    record = json.loads(tuner(*words, "-f", "json").stdout)
+    assert record["name"] == "pets"
+    assert record["state"] == "finished"
+    assert record["evaluation"]["metric"] == "error"
+    again = json.loads(tuner(*words, "-f", "json").stdout)
+    assert again["evaluation"]["test"] == record["evaluation"]["test"]
+
+
+def test_a_target_is_for_a_data_file() -> None:
+    study = write_study()
+    assert "--target and --metric are for a data file" in refused("run", study, "--target", "y")

@@ -8,7 +8,7 @@ import click
 
 from tuner import __version__
 from tuner.cli.group import DEBUG, ErrorGroup, set_up_logging
-from tuner.cli.lifecycle import check, create, delete, retry, show, stop, studies, workers
+from tuner.cli.lifecycle import check, create, delete, init, retry, show, stop, studies, workers
 from tuner.cli.results import best, evaluate, replay, trials
 from tuner.cli.running import run, worker
 from tuner.cli.seeing import dashboard
@@ -33,6 +33,7 @@ def main(context: click.Context, /, debug: bool, verbose: int) -> None:
 
 
 for _command in (
+    init,
     check,
     create,
     run,

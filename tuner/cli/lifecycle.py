@@ -1,7 +1,8 @@
-"""The verbs of a whole study: check, create, studies, show, workers, stop, retry, delete."""
+"""The verbs of a whole study: init, check, create, studies, show, workers, stop, retry, delete."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,77 @@ from tuner.cli import output
 from tuner.cli.options import (
     Format,
     format_option,
+    known_metric,
+    metric_option,
     name_argument,
     open_manager,
     override_options,
     read_spec,
     storage_options,
     study_file,
+    target_option,
 )
 from tuner.errors import BadInputError
 from tuner.report.layout import count, minutes
+
+
+@click.command()
+@click.argument("data", metavar="DATA")
+@target_option
+@metric_option
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long the search may take.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="How many workers will share that time.  [default: one a core]"
+)
+@click.option("--name", metavar="NAME", help="The study's name.  [default: the file's]")
+@click.option(
+    "-o", "--output", "file", type=click.Path(path_type=Path), help="The study file.  [default: NAME.toml; - prints]"
+)
+@click.option("--force", is_flag=True, help="Replace a study file that is there.")
+def init(
+    data: str,
+    target: str | None,
+    metric: str | None,
+    minutes: float | None,
+    workers: int | None,
+    name: str | None,
+    file: Path | None,
+    force: bool,
+) -> None:
+    """Look at a data file and write a study file for it.
+
+    The ranges are the lecture's, fitted to the number of rows; with --minutes this machine is measured for a few
+    seconds, so that the trials are as long as the time allows. Nothing is trained.
+    """
+    from tuner.recipe import name_of, write_recipe
+
+    name = name or name_of(data)
+    file = file or Path(f"{name}.toml")
+    if file.exists() and not force:
+        raise BadInputError(f"{file}: is there already; give another one with -o, or --force to replace it")
+    folder = Path() if str(file) == "-" else file.parent
+    if not folder.is_dir():
+        raise BadInputError(f"{file}: cannot be written: there is no folder {folder}")
+    source = data if ":" in data else os.path.relpath(data, folder)
+    recipe = write_recipe(
+        source,
+        target,
+        root=folder,
+        name=name,
+        metric=known_metric(metric),
+        minutes=minutes,
+        workers=workers or os.cpu_count() or 1,
+    )
+    if str(file) == "-":
+        click.echo(recipe.text, nl=False)
+        return
+    replacing = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        replacing.write_text(recipe.text, encoding="utf-8")
+        replacing.replace(file)
+    except OSError as error:
+        raise BadInputError(f"{file}: cannot be written: {error.strerror}") from None
+    click.echo(f"wrote {file}; next: tuner check {file}, tuner run {file}")
 
 
 @click.command()

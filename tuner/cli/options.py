@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import click
 
@@ -12,7 +12,7 @@ from tuner.cli.secrets import hide_argument, password_of
 
 if TYPE_CHECKING:
     from tuner.manager import StudyManager
-    from tuner.spec import StudySpec
+    from tuner.spec import Metric, StudySpec
 
 DEFAULT_STORAGE = "sqlite:///tuner.db"
 
@@ -20,6 +20,10 @@ Format = Literal["table", "json", "csv"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 study_file = click.argument("study_file", metavar="STUDY.toml", type=click.Path(path_type=Path))
+target_option = click.option("--target", metavar="COLUMN", help="A data file's target column.")
+metric_option = click.option(
+    "--metric", metavar="METRIC", help="What to optimise.  [default: error for classes, rmse for numbers]"
+)
 name_argument = click.argument("name", metavar="NAME")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
 device_option = click.option(
@@ -103,6 +107,15 @@ def read_spec(file: Path, **overrides: Any) -> StudySpec:
     from tuner.spec import load_spec
 
     return load_spec(file, **overrides)
+
+
+def known_metric(name: str | None) -> Metric | None:
+    """``--metric`` as a metric. Raises click.BadParameter naming those there are."""
+    from tuner.spec import METRICS
+
+    if name is not None and name not in METRICS:
+        raise click.BadParameter(f"{name!r} is none of {', '.join(METRICS)}", param_hint="--metric")
+    return cast("Metric | None", name)
 
 
 def open_manager(storage: str, artifacts: str | None, *, create: bool = False) -> StudyManager:

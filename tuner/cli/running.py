@@ -19,13 +19,15 @@ from tuner.cli.options import (
     device_option,
     ensemble_option,
     format_option,
+    known_metric,
+    metric_option,
     name_argument,
     open_manager,
     override_options,
     quiet_option,
     read_spec,
     storage_options,
-    study_file,
+    target_option,
 )
 from tuner.cli.progress import Progress, progress
 from tuner.cli.signals import leave_on_signal, set_at_end_of_input
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@study_file
+@click.argument("study_file", metavar="STUDY.toml|DATA", type=click.Path(path_type=Path))
+@target_option
+@metric_option
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -55,6 +59,8 @@ def run(
     context: click.Context,
     /,
     study_file: Path,
+    target: str | None,
+    metric: str | None,
     workers: int | None,
     device: str,
     ensemble: bool,
@@ -66,20 +72,34 @@ def run(
 ) -> None:
     """Run a study to its end, and report an honest test error.
 
+    Of a study file, or of a data file and its --target: then the study is what tuner init would write, for 5 minutes
+    unless --minutes or --trials says otherwise.
+
     Creates the study or goes on with it, starts local workers, and when all trials are over refits the winner and
     opens the test set once. Ctrl-C saves and leaves; the same command goes on. A finished study reports at once.
     """
-    spec = read_spec(study_file, **overrides)
+    of_table = study_file.suffix != ".toml"
+    if not of_table and (target or metric):
+        raise click.UsageError("--target and --metric are for a data file; a study file says them itself", context)
+    written = None if of_table else read_spec(study_file, **overrides)
 
-    from tuner.report.note import write_note
-
-    name = spec.study.name
     with progress(quiet=quiet) as view:
-        view.say(f"{name}: reading the data")
+        view.say(f"{study_file}: reading the data" if written is None else f"{written.study.name}: reading the data")
         from tuner.plan import create_or_resume
+        from tuner.report.note import write_note
 
         with open_manager(storage, artifacts, create=True) as manager:
-            create_or_resume(manager, spec, study_file.parent)
+            if written is not None:
+                spec, root = written, study_file.parent
+            else:
+                from tuner.recipe import study_of_table
+
+                crew = workers or os.cpu_count() or 1
+                spec, root = study_of_table(
+                    manager, study_file, target, metric=known_metric(metric), workers=crew, device=device, **overrides
+                )
+            name = spec.study.name
+            create_or_resume(manager, spec, root)
             if manager.summary(name).state != "finished":
                 _train(manager, spec, device, workers, storage, artifacts, view)
             summary, database = manager.summary(name), manager.storage

@@ -25,6 +25,7 @@ NUMBERS_SHARE = 0.95  # of a text column's values that must be numbers for the c
 ROUNDING = 1e-13  # numbers that differ by less, relative to the largest, are one
 NAMED_COLUMNS = 6  # in a note; the rest is counted
 
+_AN_IDENTIFIER = "looks like an identifier: if it only names the row, list it in data.drop"
 _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
 _ID_NAME = re.compile(r"(^|[^a-z])(id|ids|uuid|guid|index|row|nr|no|number|key|pid|unnamed: 0)$", re.IGNORECASE)
 
@@ -42,11 +43,13 @@ class Column:
 class Schema:
     """The feature columns that are used, in the order of the table, and notes on those that are not.
 
-    Each note is one line: what was found in which columns, and what was done about it.
+    notes: one line each: what was found in which columns, and what was done about it. identifiers: the columns that
+        look as if they only named the row.
     """
 
     columns: tuple[Column, ...]
     notes: tuple[str, ...] = ()
+    identifiers: tuple[str, ...] = ()
 
     @classmethod
     def infer(
@@ -88,14 +91,14 @@ class Schema:
                 note("dropped: it orders the rows in time, and later values are never seen in training", name)
                 continue
             if kind == "numeric" and _looks_like_an_id(series):
-                note("looks like an identifier: if it only names the row, list it in data.drop", name)
+                note(_AN_IDENTIFIER, name)
             columns.append(Column(name=name, kind=kind, recurring=name == time))
         if not columns:
             raise DataError(
                 f"no feature column is left: {'; '.join(_lines(found)) or 'there is none'}; a table needs at least one "
                 f"column that differs from row to row"
             )
-        return cls(columns=tuple(columns), notes=tuple(_lines(found)))
+        return cls(columns=tuple(columns), notes=tuple(_lines(found)), identifiers=tuple(found.get(_AN_IDENTIFIER, ())))
 
     def of_kind(self, kind: Kind) -> list[str]:
         """Names of the columns of one kind, in order."""

@@ -1,0 +1,308 @@
+"""The recipe: a study file written for a table that nobody has tuned yet.
+
+What makes a plain network good on tables is in it: robust scaling with smooth clipping, GELU and SiLU, warm-up and a
+cosine to zero, label smoothing, decoupled decay. The ranges are the lecture's (slide "Hyperparameter Tuning": log scale
+for the learning rate and the decay), narrowed to what the optimizer takes and to the number of rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tuner.data import Schema, Table, load_table, load_training_data, split_rows
+from tuner.errors import DataError, SpecMismatchError
+from tuner.learning.device import DeviceData, resolve_device
+from tuner.learning.lanes import Lane
+from tuner.learning.packing import plan_packs
+from tuner.learning.randomness import lane_key
+from tuner.learning.trainer import LaneTask, PackTrainer, single_thread
+from tuner.manager import StudyManager
+from tuner.search import make_sampler
+from tuner.spec import METRICS, DataSection, Metric, StudySpec, parse_spec
+from tuner.trial import Task
+
+MOST_CLASSES = 50  # different whole numbers that still look like classes
+ROWS_A_CLASS = 10  # and rows that each needs on average
+FULL_TRIALS = 40  # trials of full length that the time should allow, or trials are made shorter
+MINUTES = 5.0  # for a search that nobody gave a time
+EPOCHS = (9, 27, 81)  # powers of Hyperband's η, so that its rungs are whole
+MEASURED_LANES = 8  # trials that are trained for a moment to see how fast this machine is
+MEASURED_S = 3.0  # and for how long, at most
+UNEVEN = 0.2  # share of the rarest class below which an error rate says little
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A study file for a table. text: TOML with comments; root: the folder that a relative source starts at."""
+
+    text: str
+    root: Path
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What :func:`tuner.spec.parse_spec` takes."""
+        return tomllib.loads(self.text)
+
+    @property
+    def spec(self) -> StudySpec:
+        return parse_spec(self.content)
+
+
+def write_recipe(
+    source: str,
+    target: str | None,
+    *,
+    root: Path,
+    name: str | None = None,
+    metric: Metric | None = None,
+    minutes: float | None = None,
+    workers: int = 1,
+    device: str = "auto",
+    seed: int = 0,
+) -> Recipe:
+    """Look at a table and write a study file for it.
+
+    source, target: as in a study file; a relative source starts at ``root``. metric: left out, error for a target that
+    looks like classes and rmse for one that does not. minutes: the time for the search; this machine is measured for a
+    few seconds to see how long trials may be, with ``workers`` at work. Raises DataError.
+    """
+    task, table = _read(source, target, root, metric)
+    metric = metric or ("error" if task == "classification" else "rmse")
+    split = split_rows(table.target, task, None, seed, classes=table.classes)
+    schema = Schema.infer(table.frame, split.train)
+    n = len(split.train)
+    settings = _Settings(
+        name=name or name_of(source),
+        metric=metric,
+        task=task,
+        seed=seed,
+        source=source,
+        target=target,
+        drop=list(schema.identifiers) if len(schema.identifiers) < len(schema.columns) else [],
+        times=schema.of_kind("date"),
+        classes=_class_comment(table),
+        rows=n,
+        columns=len(schema.columns),
+        width=min(512, max(64, 2 ** round(np.log2(4 * np.sqrt(n))))),
+        batch_sizes=[size for size in (32, 64, 128, 256, 512) if n // 200 <= size <= max(n // 8, 32)] or [256, 512],
+        minutes=minutes,
+        epochs=EPOCHS[-1],
+    )
+    draft = Recipe(text=settings.text(), root=root)
+    if minutes is None:
+        return draft
+    speed = workers * epochs_a_second(draft.spec, root, device=device)
+    affordable = 60 * minutes * speed / FULL_TRIALS
+    settings.epochs = max([epochs for epochs in EPOCHS if epochs <= affordable], default=EPOCHS[0])
+    return Recipe(text=settings.text(), root=root)
+
+
+def study_of_table(
+    manager: StudyManager,
+    path: Path,
+    target: str | None,
+    *,
+    metric: Metric | None = None,
+    name: str | None = None,
+    seed: int | None = None,
+    trials: int | None = None,
+    minutes: float | None = None,
+    max_epochs: int | None = None,
+    workers: int = 1,
+    device: str = "auto",
+) -> tuple[StudySpec, Path]:
+    """The study of a table, and the folder that its source starts at: the one that is stored, else a new recipe's.
+
+    path: a file, or a source such as sklearn:digits. minutes: left out, 5 unless ``trials`` says how many.
+    Raises DataError; SpecMismatchError when the stored study of this name is another one.
+    """
+    source, root = (path.name, path.parent) if ":" not in str(path) else (str(path), Path())
+    name = name or name_of(source)
+    if name in manager.names():
+        stored = manager.spec(name)
+        asked = {
+            "data.source": (stored.data.source, source),
+            "data.target": (stored.data.target, target),
+            "study.metric": (stored.study.metric, metric),
+            "study.seed": (stored.study.seed, seed),
+            "search.trials": (stored.search.trials, trials),
+            "search.minutes": (stored.search.minutes, minutes),
+            "training.max_epochs": (stored.training.max_epochs, max_epochs),
+        }
+        given = {key: (there, wanted) for key, (there, wanted) in asked.items() if wanted not in (None, there)}
+        if given:
+            raise SpecMismatchError(name, [f"{key}: {there} -> {wanted}" for key, (there, wanted) in given.items()])
+        return stored, manager.data_root(name)
+    if minutes is None and trials is None:
+        minutes = MINUTES
+    recipe = write_recipe(
+        source,
+        target,
+        root=root,
+        name=name,
+        metric=metric,
+        minutes=minutes,
+        workers=workers,
+        device=device,
+        seed=seed or 0,
+    )
+    return parse_spec(recipe.content, trials=trials, max_epochs=max_epochs), root
+
+
+def epochs_a_second(spec: StudySpec, root: Path, *, device: str = "auto") -> float:
+    """How many epochs of this study's trials one worker trains in a second, all lanes together, measured now."""
+    place = resolve_device(device)
+    if place.type == "cpu":
+        single_thread()
+    data = DeviceData.place(load_training_data(spec, root), place)
+    drawn = make_sampler(spec).draw(range(MEASURED_LANES), lambda: ())
+    configs = [spec.trial_config(spec.search_space.complete(params)) for params in drawn]
+    lanes = [Lane(number=i, config=config, key=lane_key(spec.study.seed, i)) for i, config in enumerate(configs)]
+    packs = plan_packs([LaneTask(lane=lane, target_epochs=spec.training.max_epochs) for lane in lanes], data)
+    seconds, epochs = 0.0, 0
+    for pack in packs:
+        trainer = PackTrainer(pack, data, spec.study.metric)
+        trainer.run_epoch()  # the first one also compiles and allocates
+        began = time.perf_counter()
+        epochs += len(trainer.run_epoch())
+        seconds += time.perf_counter() - began
+        if seconds > MEASURED_S:
+            break
+    return epochs / seconds
+
+
+@dataclass(kw_only=True)
+class _Settings:
+    """What the file says, before it is text."""
+
+    name: str
+    metric: Metric
+    task: Task
+    seed: int
+    source: str
+    target: str | None
+    drop: list[str]
+    times: list[str]
+    classes: str
+    rows: int
+    columns: int
+    width: int
+    batch_sizes: list[int]
+    minutes: float | None
+    epochs: int
+
+    def text(self) -> str:
+        quoted = json.dumps
+        data = [f"source  = {quoted(self.source)}"]
+        if self.target is not None:
+            data.append(f"target  = {quoted(self.target)}{self.classes}")
+        if self.drop:
+            data.append(f"drop    = {quoted(self.drop, ensure_ascii=False)}   # they seem to name rows only")
+        data += [
+            'scaling = "robust"   # median and quartiles, far values clipped smoothly; or standard, quantile',
+            "# split = { train = 0.6, val = 0.2, test = 0.2 }   # the default at this size",
+            *(f"# split = {{ time = {quoted(time)} }}   # if it is to predict what comes later" for time in self.times),
+            '# split = { group = "…" }   # if rows of one customer, patient, … must not be on both sides',
+        ]
+        search = [
+            'sampler = "random"      # or tpe, qmc, grid',
+            'pruner  = "hyperband"   # most trials stop early; or asha, successive_halving, none',
+        ]
+        if self.minutes is None:
+            search.append("trials  = 200           # in total, whatever the number of workers; or: minutes = 10")
+        else:
+            search += [f"minutes = {self.minutes:g}   # for the search, all workers together", "min_epochs = 3"]
+        smoothing = "\nlabel_smoothing = { choices = [0.0, 0.05, 0.1] }" if self._smooths else ""
+        return "\n".join(
+            [
+                f"# {self.rows:,} rows to train on, {self.columns} feature columns. Written by tuner init;",
+                "# everything may be changed. tuner check says what it means, tuner run does it.",
+                "",
+                "[study]",
+                f"name   = {quoted(self.name)}",
+                f"metric = {quoted(self.metric)}   # {', '.join(self._others)} would do, too",
+                f"seed   = {self.seed}",
+                "",
+                "[data]",
+                *data,
+                "",
+                "[model]",
+                'activation = { choices = ["gelu", "silu", "relu"] }',
+                "",
+                "[training]",
+                'optimizer  = "adamw"',
+                'schedule   = "cosine"   # to zero, step by step',
+                "warmup     = 0.05       # the first steps rise linearly",
+                f"max_epochs = {self.epochs}{smoothing}",
+                "",
+                "[search]",
+                *search,
+                "",
+                "[space]   # in the lecture's order of importance; on a log scale where a factor counts",
+                "learning_rate = { low = 3e-4, high = 2e-2, log = true }",
+                f"batch_size    = {{ choices = {self.batch_sizes} }}",
+                "weight_decay  = { low = 1e-4, high = 1.0, log = true }",
+                "dropout       = { low = 0.0, high = 0.5 }",
+                f"width         = {{ low = {self.width // 4}, high = {self.width}, log = true }}",
+                "depth         = { low = 1, high = 4 }",
+                "",
+                "[final]",
+                "seeds = 5   # the winner is trained anew this often, then the test set is opened once",
+                "",
+            ]
+        )
+
+    @property
+    def _smooths(self) -> bool:
+        """Label smoothing helps an error rate; it spoils probabilities, which other metrics are about."""
+        return self.task == "classification" and not METRICS[self.metric].probabilities
+
+    @property
+    def _others(self) -> list[str]:
+        return [name for name, rule in METRICS.items() if rule.task == self.task and name != self.metric]
+
+
+def _read(source: str, target: str | None, root: Path, metric: Metric | None) -> tuple[Task, Table]:
+    """The table, and what its target looks like."""
+    section = DataSection(source=source, target=target)
+    if metric is not None:
+        task = METRICS[metric].task
+        return task, load_table(section, task, root)
+    try:
+        table = load_table(section, "classification", root)
+    except DataError as not_classes:
+        try:
+            return "regression", load_table(section, "regression", root)
+        except DataError:
+            raise not_classes from None
+    counts = np.bincount(table.target)
+    numbers = all(re.fullmatch(r"[+-]?[0-9]+", label) for label in table.classes)
+    if numbers and (len(counts) > MOST_CLASSES or len(table.target) < ROWS_A_CLASS * len(counts)):
+        return "regression", load_table(section, "regression", root)
+    return "classification", table
+
+
+def _class_comment(table: Table) -> str:
+    if not table.classes:
+        return ""
+    counts = np.bincount(table.target)
+    rare = int(counts.argmin())
+    share = counts[rare] / counts.sum()
+    text = f"   # {len(counts)} classes"
+    if len(counts) * share < UNEVEN:
+        text += f", {table.classes[rare]!r} in {share:.1%} of the rows: consider balanced_accuracy, f1 or roc_auc"
+    return text
+
+
+def name_of(source: str) -> str:
+    """A study's name from its source's: what a name may not hold becomes a dash."""
+    stem = Path(source).name.split(".")[0] if ":" not in source else source.partition(":")[2]
+    return re.sub(r"[^\w.+-]+", "-", stem).strip("-.+") or "study"
