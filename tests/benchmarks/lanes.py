@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from tuner.data.dataset import Rows, View
 from tuner.learning.device import DeviceData
 from tuner.learning.lanes import Lane, Pack
-from tuner.learning.packing import CPU, plan_packs
+from tuner.learning.machine import CPU, describe, measured_cpu
+from tuner.learning.packing import plan_packs
 from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneTask
 from tuner.space import Space, parse_domain
@@ -215,7 +216,8 @@ def main() -> None:
     peak = matmul_peak()
     table = arguments.format == "table"
     if table:
-        print(f"matmul peak, one thread: {peak / 1e9:.0f} GFLOP/s")
+        print(f"matmul peak, one thread: {peak / 1e9:.0f} GFLOP/s; what plans of packs are made from:")
+        print("\n".join(f"  {line}" for line in describe(measured_cpu())))
         print(f"{'case':32} {'fused':>9} {'tight':>9} {'loader':>9}   {'x tight':>8} {'x loader':>9} {'of peak':>8}")
     rows = []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:

@@ -11,12 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.learning.packs import lane_of, make_config, make_data
-from tuner.learning.packing import CPU, GPU, bytes_of, halved, pack_seconds, plan_packs
+from tuner.learning import packing
+from tuner.learning.machine import CPU, GPU
+from tuner.learning.packing import bytes_of, halved, pack_seconds, plan_packs
 from tuner.learning.trainer import LaneTask
 from tuner.trial import TrialConfig
 
 DATA = make_data(n=1078, features=64, classes=10, dtype=torch.float32)
 LARGE = 2**40  # bytes
+
+
+@pytest.fixture(autouse=True)
+def _fixed_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans for a machine of round numbers, not for this one."""
+    monkeypatch.setattr(packing, "machine_of", lambda device: CPU if device.type == "cpu" else GPU)
+
 
 configs = st.builds(
     make_config,
@@ -56,10 +65,17 @@ def test_plans_keep_to_a_budget(drawn: list[TrialConfig], budget: int) -> None:
     assert all(len(pack) == 1 or bytes_of(pack, DATA) <= budget for pack in packs)
 
 
+def test_lanes_that_fall_out_of_the_cache_train_one_by_one() -> None:
+    """Four vectors of a million parameters each: beside each other they only push each other out."""
+    wide = make_data(n=3000, features=784, classes=10, dtype=torch.float32)
+    assert {len(pack) for pack in plan_packs(tasks_of([make_config(width=512, batch_size=64)] * 8), wide, LARGE)} == {1}
+    assert {len(pack) for pack in plan_packs(tasks_of([make_config(width=32, batch_size=64)] * 8), wide, LARGE)} == {8}
+
+
 def test_alike_lanes_go_together_and_unlike_ones_do_not_on_a_cpu() -> None:
-    narrow, wide = make_config(width=16), make_config(width=512)
+    narrow, wide = make_config(width=16), make_config(width=160)
     packs = plan_packs(tasks_of([narrow, wide, narrow, wide]), DATA, LARGE)
-    assert sorted(sorted(task.lane.config.width for task in pack) for pack in packs) == [[16, 16], [512, 512]]
+    assert sorted(sorted(task.lane.config.width for task in pack) for pack in packs) == [[16, 16], [160, 160]]
 
 
 def test_a_gpu_takes_them_all_at_once() -> None:

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
 
 from tuner.learning.device import DeviceData
 from tuner.learning.layout import padded
+from tuner.learning.machine import Machine, machine_of
 from tuner.learning.memory import memory_budget, pack_bytes
 from tuner.learning.schedules import micro_batch, micro_steps_of
 from tuner.learning.trainer import LaneTask
 from tuner.trial import TrialConfig, Value
 
-BYTES_MOVED = 28  # an Adam step reads θ, g, m, v and writes θ, m, v: seven float32 a parameter
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What a device can do, roughly: it only has to rank packs, not to predict seconds."""
-
-    launch_s: float  # a micro-step's fixed cost
-    launch_layer_s: float  # and what each hidden layer adds to it
-    flops: float  # of a large matrix product, 1/s
-    rows_half: float  # rows of a product at which it reaches half of that
-    bytes_per_s: float
-    max_lanes: int
-
-
-CPU = Machine(launch_s=40e-6, launch_layer_s=25e-6, flops=100e9, rows_half=6, bytes_per_s=12e9, max_lanes=16)
-GPU = Machine(launch_s=60e-6, launch_layer_s=40e-6, flops=20e12, rows_half=16, bytes_per_s=1.5e12, max_lanes=4096)
-
-
-def machine_of(device: torch.device) -> Machine:
-    """The cost constants of a device."""
-    return CPU if device.type == "cpu" else GPU
+NUMBER = 4  # bytes of a float32
+OPTIMIZER_PASSES = 7  # an Adam step reads θ, g, m, v and writes θ, m, v
+PRODUCT_PASSES = 3  # a micro-step reads each weight forward and backward, and writes its gradient
+ROW_PASSES = 4  # it copies its rows, and reads the copy forward and backward
+FLATS = 4  # vectors of the size of the parameters: θ, g, m, v
 
 
 def pack_seconds(configs: Sequence[TrialConfig], rows: Sequence[int], D: int, C: int, machine: Machine) -> float:
@@ -45,11 +26,15 @@ def pack_seconds(configs: Sequence[TrialConfig], rows: Sequence[int], D: int, C:
     B, L = micro_batch(configs, rows), max(c.depth for c in configs)
     micro_steps = micro_steps_of(configs, rows)
     rate = machine.flops * B / (B + machine.rows_half)
+    parameters = [D * H + (c.depth - 1) * H * H + H * C for c in configs]
+    working_set = NUMBER * (FLATS * sum(parameters) + len(configs) * B * (D + 3 * L * H))
+    speed = machine.memory_speed(working_set) / NUMBER
     seconds = micro_steps * (machine.launch_s + L * machine.launch_layer_s)
-    for c, b, n in zip(configs, sizes, rows, strict=True):
-        parameters = D * H + (c.depth - 1) * H * H + H * C
-        seconds += micro_steps * 6 * B * parameters / rate
-        seconds += -(-n // b) * parameters * BYTES_MOVED / machine.bytes_per_s
+    for P, b, n in zip(parameters, sizes, rows, strict=True):
+        # The gradient by the inputs is never taken.
+        seconds += micro_steps * B * (6 * P - 2 * D * H) / rate
+        seconds += micro_steps * (PRODUCT_PASSES * P + ROW_PASSES * B * D) / speed
+        seconds += -(-n // b) * OPTIMIZER_PASSES * P / speed
     return seconds
 
 

@@ -70,7 +70,9 @@ def _gather(x, y, order, whole, x_out, y_out):  # type: ignore[no-untyped-def]
         start = whole[_START, k]
         for r in range(whole[_COUNT, k]):
             row = order[k, start + r]
-            x_out[k, r, :] = x[row, :]
+            # A loop is one copy of memory to the compiler; assigning slices makes numba look for overlaps first.
+            for d in range(x.shape[1]):
+                x_out[k, r, d] = x[row, d]
             y_out[k, r] = y[row]
 
 
