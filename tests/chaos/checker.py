@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from sqlalchemy import Row, select
 from tests.chaos.worker import digest, truth
 from tests.storage.fleet import ends, read_optuna
 from tuner.manager import StudyManager
+from tuner.search import plan, promotable
 from tuner.search.distributions import decode
 from tuner.spec import StudySpec
 from tuner.storage import schema
@@ -145,12 +147,32 @@ def nothing_runs(seen: Evidence) -> list[str]:
 
 
 def rungs_as_dealt(seen: Evidence) -> list[str]:
+    """Synchronous brackets end as dealt; of an asynchronous one's every rung, the best 1/η went on."""
+    if seen.spec.search.pruner == "asha":
+        return _left_behind(seen)
     counted, dealt = Counter((row.bracket, row.rung) for row in seen.slots), ends(seen.spec)
     return [
         f"bracket {bracket}, rung {rung}: {counted[bracket, rung]} trials end there, {dealt[bracket, rung]} were dealt"
         for bracket, rung in sorted(counted.keys() | dealt.keys())
         if counted[bracket, rung] != dealt[bracket, rung]
     ]
+
+
+def _left_behind(seen: Evidence) -> list[str]:
+    place = {row.number: (row.bracket, row.rung) for row in seen.slots}
+    values: dict[tuple[int, int], dict[int, float]] = defaultdict(dict)
+    for row in seen.rungs:
+        bracket, _ = place[row.number]
+        values[bracket, row.rung][row.number] = math.nan if row.value is None else row.value
+    found = []
+    for index, bracket in enumerate(plan(seen.spec)):
+        if not any(row.bracket == index and row.state == "complete" for row in seen.slots):
+            found.append(f"bracket {index}: nobody is complete")
+        for rung in range(len(bracket.rungs) - 1):
+            gone = {number for number in values[index, rung] if place[number][1] > rung}
+            for number in promotable(values[index, rung], gone, seen.spec.search.eta, seen.spec.direction):
+                found.append(f"bracket {index}, rung {rung}: trial {number} was left behind")
+    return found
 
 
 PROMISES: dict[str, Callable[[Evidence], list[str]]] = {

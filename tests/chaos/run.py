@@ -86,7 +86,7 @@ class Fleet:
 def make_spec(name: str, rng: random.Random, size: int) -> StudySpec:
     """A study of another form each time: sampler, pruner, size."""
     sampler = rng.choice(["random", "grid", "qmc"])
-    pruner = rng.choice(["hyperband", "hyperband", "successive_halving", "none"])
+    pruner = rng.choice(["hyperband", "hyperband", "asha", "asha", "successive_halving", "none"])
     trials = {} if sampler == "grid" else {"trials": rng.randint(size // 2, size)}
     return make_study(
         sampler, study={"name": name}, search={**trials, "pruner": pruner}, training={"max_epochs": rng.choice([9, 27])}

@@ -46,7 +46,7 @@ def test_studies_of_a_run_differ() -> None:
     rng = random.Random(0)
     specs = [make_spec(str(i), rng, 100) for i in range(30)]
     assert {spec.search.sampler for spec in specs} == {"random", "grid", "qmc"}
-    assert len({spec.search.pruner for spec in specs}) == 3
+    assert len({spec.search.pruner for spec in specs}) == 4
 
 
 class TestChecker:
@@ -89,6 +89,15 @@ class TestChecker:
     def test_each_promise_can_break(self, seen: Evidence, promise: str, harm: Any) -> None:
         assert promise in self.broken(harm(seen))
 
+    def test_who_is_left_behind_is_noticed(self, tmp_path: Path) -> None:
+        with _study(tmp_path, pruner="asha") as (manager, url, spec):
+            _finish(manager, tmp_path)
+            seen = gather(manager, url, spec, read_journals(tmp_path))
+        check(seen)
+        best = min((row for row in seen.rungs if row.rung == 0), key=lambda row: row.value).number
+        slots = [_Row(row, rung=0) if row.number == best else row for row in seen.slots]
+        assert "every rung as dealt" in self.broken(replace(seen, slots=slots))
+
     def test_a_running_trial_is_noticed(self, tmp_path: Path) -> None:
         with _study(tmp_path) as (manager, url, spec):
             _finish(manager, tmp_path)
@@ -127,7 +136,7 @@ class TestChecker:
             assert "no result of a stale lease" in self.broken(seen)
 
 
-def _study(folder: Path) -> Any:
+def _study(folder: Path, pruner: str = "hyperband") -> Any:
     """A grid of few points on SQLite: a manager, the URL, the spec."""
     from contextlib import contextmanager
 
@@ -136,7 +145,7 @@ def _study(folder: Path) -> Any:
         url = f"sqlite:///{folder / 'tuner.db'}"
         lay_tables(url)
         spec = make_study(
-            "grid", study={"name": "chaos"}, search={"pruner": "hyperband"}, training={"max_epochs": 9},
+            "grid", study={"name": "chaos"}, search={"pruner": pruner}, training={"max_epochs": 9},
             space={"weight_decay": 0.1},
         )  # fmt: skip
         with StudyManager(url, folder / "artifacts", patience_s=20) as manager:
