@@ -60,9 +60,5 @@ class NothingCompletedError(TunerError):
     exit_code = 3
 
 
-class LeaseLostError(TunerError):
-    """Another worker holds these slots now: this worker's results for them must not be written."""
-
-
 class DeviceError(BadInputError):
     """The device asked for does not exist on this machine, or cannot do what was asked."""
