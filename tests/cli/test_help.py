@@ -23,6 +23,8 @@ VERBS = [
     "trials",
     "best",
     "evaluate",
+    "export",
+    "predict",
     "replay",
 ]
 VERBS += ["dashboard", "stop", "retry", "delete"]

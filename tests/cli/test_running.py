@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sklearn.datasets import load_iris
 
 from tests.cli.command import DEADLINE_S, STUDIES, TINY, start, strict_json, tuner, tuner_json, wait_until, write_study
 from tuner.errors import TunerError
@@ -353,3 +355,30 @@ def _workers(manager: StudyManager, name: str) -> list[Any]:
         return list(manager.workers(name))
     except TunerError:
         return []
+
+
+def test_export_and_predict() -> None:
+    tuner("create", write_study())
+    tuner("worker", "tiny", "--device", "cpu", "--quiet")
+    exported = strict_json(tuner("export", "tiny", "--to", "m", "--onnx", "--device", "cpu", "-f", "json").stdout)
+    assert (exported["folder"], exported["evaluated"], exported["onnx_difference"] < 1e-4) == ("m", False, True)
+    assert "is there already" in tuner("export", "tiny", "--to", "m", code=2).stderr
+    text = tuner("export", "tiny", "--to", "m2", "--device", "cpu").stdout
+    assert "note      not evaluated: no honest test score is known for this model\n" in text
+    assert text.endswith("next      tuner predict m2 DATA -o predictions.csv\n")
+
+    iris = load_iris()
+    Path("rows.csv").write_text(
+        "\n".join([",".join(iris.feature_names), *(",".join(map(str, row)) for row in iris.data)])
+    )
+    shown = tuner("predict", "m", "rows.csv")
+    assert shown.stderr == "150 rows predicted\n"
+    rows = list(csv.DictReader(shown.stdout.splitlines()))
+    assert list(rows[0]) == ["prediction", *(f"probability_{label}" for label in iris.target_names)]
+    right = sum(row["prediction"] == iris.target_names[code] for row, code in zip(rows, iris.target, strict=True))
+    assert right > 100
+    assert tuner("predict", "m2", "rows.csv", "-o", "p.csv", "-q").stderr == ""
+    assert Path("p.csv").read_text() == shown.stdout
+    assert "no such model folder" in tuner("predict", "none", "rows.csv", code=2).stderr
+    Path("m/config.json").write_text("{}")
+    assert "config.json changed since the export" in tuner("predict", "m", "rows.csv", code=2).stderr

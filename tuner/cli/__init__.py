@@ -9,7 +9,7 @@ import click
 from tuner import __version__
 from tuner.cli.group import DEBUG, ErrorGroup, set_up_logging
 from tuner.cli.lifecycle import check, create, delete, init, retry, show, stop, studies, workers
-from tuner.cli.results import best, evaluate, replay, trials
+from tuner.cli.results import best, evaluate, export, predict, replay, trials
 from tuner.cli.running import run, worker
 from tuner.cli.seeing import dashboard
 
@@ -44,6 +44,8 @@ for _command in (
     trials,
     best,
     evaluate,
+    export,
+    predict,
     replay,
     dashboard,
     stop,

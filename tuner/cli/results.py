@@ -1,6 +1,8 @@
-"""The verbs of a study's results: trials, best, replay, evaluate."""
+"""The verbs of a study's results: trials, best, replay, evaluate, export; and predict."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -12,6 +14,7 @@ from tuner.cli.options import (
     format_option,
     name_argument,
     open_manager,
+    quiet_option,
     storage_options,
 )
 from tuner.errors import NothingCompletedError
@@ -94,3 +97,57 @@ def evaluate(name: str, ensemble: bool, device: str, storage: str, artifacts: st
         record = evaluate_study(manager, name, device=device, ensemble=ensemble)
         write_note(manager, name)
     output.write(record, form, lambda: evaluation_text(record), rows=lambda: evaluation_rows(record))
+
+
+@click.command()
+@name_argument
+@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
+@click.option("--ensemble", is_flag=True, help="The ensemble instead of the winner: the evaluated one, if any.")
+@click.option("--onnx", is_flag=True, help="Also one ONNX graph, from numbers to probabilities or values.")
+@device_option
+@storage_options
+@format_option("table", "json")
+def export(
+    name: str,
+    folder: Path,
+    ensemble: bool,
+    onnx: bool,
+    device: str,
+    storage: str,
+    artifacts: str | None,
+    form: Format,
+) -> None:
+    """Write the tuned model to a folder.
+
+    Weights, preprocessing, config, metrics, a model card, and a hash of each: no pickle, and nothing is run when it is
+    loaded. The model is the first of the refits that tuner evaluate scores; exporting opens no test set.
+    """
+    from tuner.report.study import export_text
+
+    with open_manager(storage, artifacts) as manager:
+        from tuner.export import export as export_model
+
+        record = export_model(manager, name, folder, ensemble=ensemble, onnx=onnx, device=device).as_dict()
+    output.write(record, form, lambda: export_text(record))
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("data", metavar="DATA", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="[default: standard output]")
+@quiet_option
+def predict(folder: Path, data: Path, out: Path | None, quiet: bool) -> None:
+    """Predict the rows of a file with an exported model, as CSV.
+
+    DATA is CSV (gzipped or not), Parquet or NPZ of any size. Its columns are found by name: their order does not
+    matter, others are ignored, missing ones are refused. Each row gets its prediction, and a probability of each class.
+    """
+    from tuner.model import TunedModel
+    from tuner.predict import predict_file
+    from tuner.report.layout import count
+
+    done = predict_file(TunedModel.load(folder), data, None if out is None or str(out) == "-" else out)
+    if not quiet:
+        for note in done.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(f"{count(done.rows, 'row')} predicted", err=True)

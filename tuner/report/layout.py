@@ -35,6 +35,16 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
+def bytes_text(size: int) -> str:
+    """
+    >>> bytes_text(700), bytes_text(34_567), bytes_text(2_500_000)
+    ('700 B', '34.6 kB', '2.5 MB')
+    """
+    if size < 1000:
+        return f"{size} B"
+    return f"{size / 1e3:.3g} kB" if size < 1e6 else f"{size / 1e6:.3g} MB"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Columns two spaces apart; a column of numbers is flush right.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tuner.report.layout import count, duration, indented, minutes, number, pairs, table
+from tuner.report.layout import bytes_text, count, duration, indented, minutes, number, pairs, table
 from tuner.spec import METRICS
 from tuner.trial import HYPERPARAMETERS
 
@@ -224,6 +224,20 @@ def _mistakes(mistakes: Record) -> list[str]:
         }
         return [pairs(lines, indent="")]
     return []
+
+
+def export_text(exported: Record) -> str:
+    """What was written, and what to type next."""
+    trials = ", ".join(f"{m['trial']}" + (f" (x{m['weight']})" if m["weight"] > 1 else "") for m in exported["members"])
+    sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in exported["files"].items())
+    lines = {"folder": exported["folder"], "of trial" if len(exported["members"]) == 1 else "of trials": trials}
+    lines["files"] = sizes
+    if exported["onnx_difference"] is not None:
+        lines["onnx"] = f"its answers differ from the model's by {exported['onnx_difference']:.2g} at most"
+    if not exported["evaluated"]:
+        lines["note"] = "not evaluated: no honest test score is known for this model"
+    lines["next"] = f"tuner predict {exported['folder']} DATA -o predictions.csv"
+    return pairs(lines, indent="")
 
 
 def outcome_text(study: Record, database: str, option: str = "") -> str:

@@ -1,0 +1,117 @@
+"""Predictions of files: every format in any batches gives what the model gives, and bad files give nothing."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests.models import mixed_table, model
+from tuner.errors import DataError
+from tuner.predict import predict_file
+
+
+def written(table: pl.DataFrame, path: Path) -> Path:
+    if path.suffix == ".parquet":
+        table.write_parquet(path)
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(table.write_csv().encode()))
+    else:
+        table.write_csv(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz", "rows.parquet"])
+def test_every_format_in_batches(name: str, tmp_path: Path) -> None:
+    made, rows = model(mixed_table()), mixed_table(100, seed=3)
+    data, out = written(rows, tmp_path / name), tmp_path / "p.csv"
+    assert predict_file(made, data, out, batch_rows=7).rows == 100
+    found = pl.read_csv(out)
+    assert found.columns == ["prediction", "probability_no", "probability_yes", "probability_perhaps"]
+    assert found["prediction"].to_list() == made.predict(rows).tolist()
+    assert found.drop("prediction").to_numpy() == pytest.approx(made.predict_proba(rows), abs=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", name], "nothing else is left"
+
+
+def test_arrays_in_an_npz(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = pl.DataFrame({f"x{i}": rng.normal(size=50) for i in range(3)})
+    made = model(table, classes=())
+    np.savez(tmp_path / "rows.npz", X=table.to_numpy())
+    predict_file(made, tmp_path / "rows.npz", tmp_path / "p.csv", batch_rows=11)
+    assert pl.read_csv(tmp_path / "p.csv")["prediction"].to_numpy() == pytest.approx(made.predict(table))
+
+
+def test_columns_in_another_order_and_others_beside_them(tmp_path: Path) -> None:
+    made, rows = model(mixed_table()), mixed_table(20, seed=3)
+    plain = predict_file(made, written(rows, tmp_path / "a.csv"), tmp_path / "a")
+    turned = rows.select(reversed(rows.columns)).with_columns(more=1, target=pl.lit("yes"))
+    done = predict_file(made, written(turned, tmp_path / "b.csv"), tmp_path / "b")
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
+    assert plain.notes == ()
+    assert done.notes == (
+        "ignored: columns 'more', which the model does not know",
+        "ignored: column 'target', the target",
+    )
+
+
+def test_what_cannot_be_read_counts_as_missing(tmp_path: Path) -> None:
+    made, rows = model(mixed_table()), mixed_table(4, seed=3)
+    odd = rows.with_columns(size=pl.lit("many"), shop=pl.lit("a shop never seen"), day=pl.lit("someday"))
+    predict_file(made, written(odd, tmp_path / "a.csv"), tmp_path / "p.csv")
+    assert pl.read_csv(tmp_path / "p.csv").height == 4
+
+
+def test_standard_output(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    made, rows = model(mixed_table(), {"loss": "hinge"}), mixed_table(3, seed=3)
+    predict_file(made, written(rows, tmp_path / "a.csv"), None)
+    lines = capfdbinary.readouterr().out.decode().splitlines()
+    assert lines == ["prediction", *made.predict(rows)], "a hinge loss gives no probabilities"
+
+
+HEADER = "size,gaps,open,shop,day\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"", "is empty"),
+        ("a.csv", HEADER.encode(), "has no rows to predict"),
+        ("a.csv", b"size,gaps\n1,2\n", "columns are missing: 'open', 'shop', 'day'"),
+        ("a.csv", (HEADER + "1,2,true,k1\n").encode() + b"\xff\xfe,1,true,k1,2020-01-01\n", "UTF-8|cannot be read"),
+        ("a.csv", HEADER.replace("gaps", "size").encode() + b"1,2,true,k1,2020-01-01\n", "columns are named 'size'"),
+        ("a.csv.gz", gzip.compress(HEADER.encode() * 5000)[:60], "cannot be read"),
+        ("a.parquet", b"PAR1 and no more", "cannot be read"),
+        ("a.npz", b"PK", "cannot be read as NPZ"),
+        ("a.xlsx", b"", "cannot tell what it is"),
+    ],
+    ids=["empty", "header", "missing", "latin", "twice", "gzip", "parquet", "npz", "suffix"],
+)
+def test_bad_files_leave_nothing_behind(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        predict_file(model(mixed_table()), tmp_path / name, tmp_path / "p.csv")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_that_breaks_off_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
+    rows = mixed_table(5000, seed=3)
+    cut: Any = gzip.compress(rows.write_csv().encode())[:-2000]
+    (tmp_path / "a.csv.gz").write_bytes(cut)
+    (tmp_path / "p.csv").write_text("of yesterday\n")
+    with pytest.raises(DataError, match="damaged or cut off"):
+        predict_file(model(mixed_table()), tmp_path / "a.csv.gz", tmp_path / "p.csv", batch_rows=100)
+    assert (tmp_path / "p.csv").read_text() == "of yesterday\n"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    data = written(mixed_table(3), tmp_path / "a.csv")
+    with pytest.raises(DataError, match="is a folder"):
+        predict_file(model(mixed_table()), data, tmp_path)
+    with pytest.raises(DataError, match="cannot be written"):
+        predict_file(model(mixed_table()), data, tmp_path / "none" / "p.csv")
+    with pytest.raises(DataError, match="no such file"):
+        predict_file(model(mixed_table()), tmp_path / "b.csv", None)

@@ -1,0 +1,163 @@
+"""Predictions for a file, a batch at a time: read, predict, write, without ever holding the whole of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import polars as pl
+
+from tuner.data.columns import listed
+from tuner.data.sources import NULL_VALUES
+from tuner.errors import DataError
+from tuner.model import TunedModel
+
+BATCH_ROWS = 65_536
+SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What was done. notes: one line for each thing about the columns that the user may want to know."""
+
+    rows: int
+    notes: tuple[str, ...]
+
+
+def predict_file(model: TunedModel, data: Path, out: Path | None, *, batch_rows: int = BATCH_ROWS) -> Predicted:
+    """Write a CSV with one line for each row of ``data``: ``prediction``, and ``probability_LABEL`` of each class where
+    the model gives probabilities.
+
+    data: CSV (gzipped or not), Parquet or NPZ. out: a file, which appears when it is whole; None: standard output.
+    Raises DataError when the file cannot be read or columns are missing; then nothing is written.
+    """
+    batches, names = _batches(data, model, batch_rows)
+    wanted = [column.name for column in model.schema.columns]
+    model.schema.check_names(names)
+    extra = [name for name in names if name not in wanted and name != model.target_name]
+    notes = [f"ignored: columns {listed(extra)}, which the model does not know"] if extra else []
+    if model.target_name in names and model.target_name not in wanted:
+        notes.append(f"ignored: column {model.target_name!r}, the target")
+    rows = 0
+    with _written(out) as file, ThreadPoolExecutor(1) as reader:
+        # The next batch is read while this one is predicted.
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None or not rows:
+            if batch is None:
+                raise DataError(f"{data}: has no rows to predict")
+            coming = reader.submit(next, batches, None)
+            answered(model, batch).write_csv(file, include_header=rows == 0)
+            rows += batch.height
+    return Predicted(rows=rows, notes=tuple(notes))
+
+
+def answered(model: TunedModel, batch: pl.DataFrame) -> pl.DataFrame:
+    """The predictions of one batch, and their probabilities."""
+    answers = model.answers(batch)
+    if model.task == "regression":
+        return pl.DataFrame({"prediction": model.decide(answers)})
+    codes = pl.Series(answers.argmax(-1).astype(np.uint32))
+    predicted = pl.Series("prediction", model.classes).gather(codes)
+    if not model.has_probabilities:
+        return predicted.to_frame()
+    shares = [pl.Series(f"probability_{label}", answers[:, i]) for i, label in enumerate(model.classes)]
+    return pl.DataFrame([predicted, *shares])
+
+
+def _batches(path: Path, model: TunedModel, rows: int) -> tuple[Iterator[pl.DataFrame], list[str]]:
+    """The file's rows in batches, with the model's columns alone, and the names of all columns."""
+    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
+    if suffix is None:
+        raise DataError(f"{path}: cannot tell what it is; predict reads files ending in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    wanted = [column.name for column in model.schema.columns]
+    if suffix == ".npz":
+        frame = _npz(path)
+        return iter(frame.select([n for n in wanted if n in frame.columns]).iter_slices(rows)), frame.columns
+    with _explained(path):
+        if suffix == ".parquet":
+            scan = pl.scan_parquet(path, glob=False)
+        else:
+            # Everything as text: what a value means is the model's business, in row 1 as in row 1,000,000.
+            scan = pl.scan_csv(path, infer_schema=False, null_values=list(NULL_VALUES), glob=False)
+        names = scan.collect_schema().names()
+    for name in names:
+        if "_duplicated_" in name and name.rpartition("_duplicated_")[0] in wanted:
+            raise DataError(f"{path}: two columns are named {name.rpartition('_duplicated_')[0]!r}; keep one of them")
+    chosen = scan.select([name for name in wanted if name in names])
+    return _collected(path, chosen, rows), names
+
+
+def _collected(path: Path, scan: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
+    with _explained(path):
+        yield from (batch for batch in scan.collect_batches(chunk_size=rows, maintain_order=True) if batch.height)
+
+
+def _npz(path: Path) -> pl.DataFrame:
+    """The array of features, its columns named x0, x1, … as in training."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = [name for name in ("X", "x", "features") if name in archive.files]
+            if len(found) != 1:
+                raise DataError(f"{path}: needs one array X, x or features; its arrays: {', '.join(archive.files)}")
+            features = archive[found[0]]
+    except DataError:
+        raise
+    except Exception as error:  # numpy and zipfile raise a dozen types on a damaged file
+        raise DataError(f"{path}: cannot be read as NPZ, is it damaged or cut off? ({error})") from None
+    if features.ndim != 2 or features.dtype.kind not in "biuf":
+        raise DataError(f"{path}: {found[0]} needs numbers of the shape (rows, columns), it is {features.shape}")
+    return pl.DataFrame({f"x{i}": column for i, column in enumerate(features.T)})
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """polars' errors as one line."""
+    try:
+        yield
+    except pl.exceptions.NoDataError:
+        raise DataError(f"{path}: the file is empty; it needs a line of column names, then rows") from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        if "utf-8" in str(error).lower():
+            raise DataError(f"{path}: is not UTF-8 text; convert it, as with: iconv -f latin1 -t utf-8") from None
+        told = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise DataError(f"{path}: cannot be read, is it damaged or cut off? ({told})") from None
+
+
+@contextmanager
+def _written(out: Path | None) -> Iterator[IO[bytes]]:
+    """A file that appears under its name when all is written, and not at all after an error; or standard output."""
+    if out is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if out.is_dir():
+        raise DataError(f"{out}: is a folder; -o needs a file's name")
+    try:
+        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error.strerror}") from None
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The permissions that new files of this process do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
