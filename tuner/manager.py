@@ -28,11 +28,11 @@ from tuner.storage.artifacts import below, parse_root
 from tuner.storage.checkpoints import CheckpointStore
 from tuner.storage.database import OPEN_PATIENCE_S, PATIENCE_S, Database, now, open_database, sqlite_file
 from tuner.storage.ledger import Ledger
-from tuner.storage.overview import BestTrial, CurvePoint, StudySummary, TrialRow, WorkerRow
+from tuner.storage.overview import BestTrial, CurvePoint, RungRow, StudySummary, TrialRow, WorkerRow
 from tuner.storage.schema import checkpoints, curves, evaluations, rungs, slots, studies, workers
 from tuner.words import minutes
 
-__all__ = ["BestTrial", "CurvePoint", "Digests", "StudyManager", "StudySummary", "TrialRow", "WorkerRow"]
+__all__ = ["BestTrial", "CurvePoint", "Digests", "RungRow", "StudyManager", "StudySummary", "TrialRow", "WorkerRow"]
 
 _TABLES: tuple[Table, ...] = (slots, rungs, curves, checkpoints, workers, evaluations, studies)
 _CHUNK = 50_000  # slots in one insert
@@ -260,7 +260,22 @@ class StudyManager:
     def curve(self, name: str, number: int) -> list[CurvePoint]:
         """The learning curve of one trial, from its first epoch on; empty before it has been trained."""
         study_id = self._study(name).study_id
-        return self._database.read(lambda connection: overview.curve(connection, study_id, number))
+        return self._database.read(lambda connection: overview.curves_of(connection, study_id, number)).get(number, [])
+
+    def curves(self, name: str) -> dict[int, list[CurvePoint]]:
+        """The learning curves of all trials that have one, by number."""
+        study_id = self._study(name).study_id
+        return self._database.read(lambda connection: overview.curves_of(connection, study_id))
+
+    def rungs(self, name: str) -> list[RungRow]:
+        """Every result that a trial had at a rung, by trial and rung."""
+        study_id = self._study(name).study_id
+        return self._database.read(lambda connection: overview.results(connection, study_id))
+
+    def times(self, name: str) -> dict[int, tuple[float, float | None]]:
+        """When each trial began, and when it was over (None before), by number, in seconds since the epoch."""
+        study_id = self._study(name).study_id
+        return self._database.read(lambda connection: overview.times(connection, study_id))
 
     def workers(self, name: str) -> list[WorkerRow]:
         """Everybody who ever worked on the study, in order of arrival."""

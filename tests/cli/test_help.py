@@ -27,7 +27,7 @@ VERBS = [
     "predict",
     "replay",
 ]
-VERBS += ["dashboard", "stop", "retry", "delete"]
+VERBS += ["report", "dashboard", "stop", "retry", "delete"]
 HEAVY = ("torch", "numba", "optuna", "sqlalchemy", "sklearn", "scipy", "numpy", "polars", "pydantic", "rich")
 
 

@@ -11,7 +11,7 @@ from tuner.cli.group import DEBUG, ErrorGroup, set_up_logging
 from tuner.cli.lifecycle import check, create, delete, init, retry, show, stop, studies, workers
 from tuner.cli.results import best, evaluate, export, predict, replay, trials
 from tuner.cli.running import run, worker
-from tuner.cli.seeing import dashboard
+from tuner.cli.seeing import dashboard, report
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -47,6 +47,7 @@ for _command in (
     export,
     predict,
     replay,
+    report,
     dashboard,
     stop,
     retry,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import click
 
-from tuner.cli.options import open_manager, storage_options  # noqa: F401
+from tuner.cli import output
+from tuner.cli.options import name_argument, open_manager, storage_options
 
 
 @click.command()
@@ -63,3 +65,36 @@ def dashboard(
         wait_s=wait_s,
         ready=ready,
     )
+
+
+@click.command()
+@name_argument
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Where to write it; - is standard output.  [default: NAME.html in this folder, for --json standard output]",
+)
+@click.option("--json", "as_json", is_flag=True, help="The page's numbers as JSON instead of the page.")
+@storage_options
+def report(name: str, file: Path | None, as_json: bool, storage: str, artifacts: str | None) -> None:
+    """Write a report of a study: one HTML file with all its figures.
+
+    The file needs no network and no other file. It may be written at any time; it never opens the test set.
+    """
+    from tuner.report.analysis import analyse
+
+    with open_manager(storage, artifacts) as manager:
+        analysis = analyse(manager, name)
+    from tuner.report.html import file_name, report_html, write_file
+
+    text = output.as_json(analysis) + "\n" if as_json else report_html(analysis)
+    if file is None and not as_json:
+        file = Path(file_name(name))
+    if file is None or str(file) == "-":
+        click.echo(text, nl=False)
+    else:
+        write_file(file, text)
+        click.echo(f"{name}: {file}")

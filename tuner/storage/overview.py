@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, and_, case, false, func, select
@@ -14,7 +15,7 @@ from tuner.storage import records
 from tuner.storage.agreement import stored_spec
 from tuner.storage.crew import union_s, worker_name
 from tuner.storage.database import now
-from tuner.storage.schema import UNFINISHED, curves, evaluations, slots, workers
+from tuner.storage.schema import UNFINISHED, curves, evaluations, rungs, slots, workers
 from tuner.trial import Value
 
 LIVE_S = 30.0  # seconds without a heartbeat after which a worker counts as dead
@@ -129,6 +130,16 @@ class CurvePoint:
     val_loss: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RungRow:
+    """What a trial reached at one rung: epochs in total, and the value there, None where it was not finite."""
+
+    number: int
+    rung: int
+    epochs: int
+    value: float | None
+
+
 def trials(connection: Connection, study_id: int) -> list[TrialRow]:
     """Every trial, by number."""
     query = (
@@ -145,22 +156,44 @@ def trials(connection: Connection, study_id: int) -> list[TrialRow]:
     return [_trial_row(row) for row in connection.execute(query)]
 
 
-def curve(connection: Connection, study_id: int, number: int) -> list[CurvePoint]:
-    """The learning curve of one trial, from its first epoch on."""
+def curves_of(connection: Connection, study_id: int, number: int | None = None) -> dict[int, list[CurvePoint]]:
+    """The learning curve of each trial that has one, from its first epoch on, by number; or of one trial alone."""
     values = records.intermediate_values
     value = case((values.c.intermediate_value_type == "FINITE", values.c.intermediate_value))
     mine = and_(slots.c.study_id == curves.c.study_id, slots.c.number == curves.c.number)
     of_epoch = and_(values.c.trial_id == slots.c.trial_id, values.c.step == curves.c.epoch)
     query = (
-        select(curves.c.epoch, curves.c.train_loss, curves.c.val_loss, value.label("value"))
+        select(curves.c.number, curves.c.epoch, curves.c.train_loss, curves.c.val_loss, value.label("value"))
         .select_from(curves.join(slots, mine).outerjoin(values, of_epoch))
-        .where(curves.c.study_id == study_id, curves.c.number == number)
-        .order_by(curves.c.epoch)
+        .where(curves.c.study_id == study_id)
+        .order_by(curves.c.number, curves.c.epoch)
     )
+    found: dict[int, list[CurvePoint]] = {}
+    for row in connection.execute(query if number is None else query.where(curves.c.number == number)):
+        point = CurvePoint(epoch=row.epoch, value=row.value, train_loss=row.train_loss, val_loss=row.val_loss)
+        found.setdefault(row.number, []).append(point)
+    return found
+
+
+def results(connection: Connection, study_id: int) -> list[RungRow]:
+    """Every result that a trial had at a rung, by trial and rung."""
+    query = select(rungs).where(rungs.c.study_id == study_id).order_by(rungs.c.number, rungs.c.rung)
     return [
-        CurvePoint(epoch=row.epoch, value=row.value, train_loss=row.train_loss, val_loss=row.val_loss)
+        RungRow(number=row.number, rung=row.rung, epochs=row.epochs, value=row.value)
         for row in connection.execute(query)
     ]
+
+
+def times(connection: Connection, study_id: int) -> dict[int, tuple[float, float | None]]:
+    """When each trial began, and when it was over (None before), by number."""
+    trial = records.trials
+    mine = and_(trial.c.trial_id == slots.c.trial_id, slots.c.study_id == study_id)
+    query = select(slots.c.number, trial.c.datetime_start, trial.c.datetime_complete)
+    return {
+        row.number: (_seconds(row.datetime_start), row.datetime_complete and _seconds(row.datetime_complete))
+        for row in connection.execute(query.select_from(slots.join(trial, mine)))
+        if row.datetime_start is not None
+    }
 
 
 def crew(connection: Connection, study_id: int) -> list[WorkerRow]:
@@ -315,3 +348,8 @@ def _trial_row(row: Row[Any]) -> TrialRow:
         seconds=row.seconds,
         reason=row.reason,
     )
+
+
+def _seconds(stored: datetime) -> float:
+    """Optuna 5 stores naive UTC."""
+    return stored.replace(tzinfo=UTC).timestamp()

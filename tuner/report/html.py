@@ -1,0 +1,102 @@
+"""The page of a report: one HTML file that needs nothing else, light and dark, on paper too."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import plotly.io
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from tuner.errors import BadInputError
+from tuner.report.figures import Figure, figures
+from tuner.report.layout import count, duration, number
+from tuner.report.study import scores, told, work_done
+
+TRIALS_SHOWN = 200  # rows of the table, the best ones; the JSON has all
+
+
+def report_html(analysis: Mapping[str, Any]) -> str:
+    """The page. It runs no code but Plotly's and its own, and loads nothing."""
+    study = analysis["study"]
+    environment = Environment(
+        loader=PackageLoader("tuner.report", "."),
+        autoescape=select_autoescape(["html", "jinja"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "duration": duration}
+    best = study["best"]
+    drawn = figures(analysis)
+    return environment.get_template("page.html.jinja").render(
+        study=study,
+        analysis=analysis,
+        work=work_done(study),
+        scores=scores(study),
+        params={} if best is None else told(best["params"]),
+        figures=drawn,
+        drawings=_embedded({figure.name: _drawing(figure) for figure in drawn}),
+        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        trials=_ranked(analysis),
+        count=count,
+        spec=json.dumps(analysis["reproduce"]["spec"], indent=2, ensure_ascii=False),
+    )
+
+
+def file_name(study_name: str) -> str:
+    """A file for a study's report; names may hold what file systems do not take.
+
+    >>> file_name("digits"), file_name("a/b: c")
+    ('digits.html', 'a-b-c.html')
+    """
+    return (re.sub(r"[^A-Za-z0-9_.-]+", "-", study_name).strip("-.") or "study") + ".html"
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all. Raises BadInputError with the fix where that cannot be."""
+    if path.is_dir():
+        raise BadInputError(f"{path} is a folder; give a file in it: -o {path / 'report.html'}")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(temporary).chmod(0o666 & ~umask)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise BadInputError(f"cannot write {path}: {error.strerror or error}; give another file: -o FILE") from error
+
+
+def _drawing(figure: Figure) -> dict[str, Any]:
+    drawing: dict[str, Any] = json.loads(plotly.io.to_json(figure.drawing, validate=False))
+    return drawing
+
+
+def _embedded(content: Any) -> Markup:
+    """JSON that no HTML parser takes for a tag."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _ranked(analysis: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The trials of the table: those that got furthest, the best first."""
+    sign = -1 if analysis["study"]["direction"] == "maximize" else 1
+
+    def rank(trial: Mapping[str, Any]) -> tuple[bool, bool, int, float]:
+        value = trial["value"]
+        return value is None, trial["state"] != "complete", -trial["epochs"], sign * (value or 0.0)
+
+    return sorted(analysis["trials"], key=rank)[:TRIALS_SHOWN]
