@@ -54,6 +54,6 @@ def test_initial_weights_drawn_together_equal_those_drawn_lane_by_lane(
     together = Pack(lanes, make_data(dtype=dtype, device=device))
     for weight in together.W.values():
         weight.fill_(7)
-    together._initialize_together()
+    together.parameters.fill_together()
     assert torch.equal(together.theta.cpu(), alone.theta)
     assert int(torch.count_nonzero(alone.theta)) > 0

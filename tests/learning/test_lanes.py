@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.learning.packs import TOLERANCE, VIEWS, distance_from_plain, lane_of, make_config, make_data, mixed_configs
+from tuner.learning.epoch_plan import micro_steps
 from tuner.learning.kernels.cpu import CpuKernels
 from tuner.learning.kernels.interface import Kernels
 from tuner.learning.kernels.reference import ReferenceKernels
-from tuner.learning.lanes import Lane, Pack, micro_steps
+from tuner.learning.lanes import Lane, Pack
 from tuner.learning.schedules import batches
 from tuner.trial import Activation, Optimizer, Schedule, Task
 
@@ -159,7 +160,7 @@ def test_negative_control_a_lane_on_another_view_is_noticed(change: dict[str, ob
 
 def test_whole_sets_of_nearly_equal_size_are_one_micro_step() -> None:
     pack = Pack(on_views({"batch_size": 500}), make_data(views=VIEWS))
-    assert (pack.B, pack.accumulate, len(pack._whole_rows)) == (61, False, 1)
+    assert (pack.B, pack.accumulate, len(pack.plan)) == (61, False, 1)
 
 
 def test_a_lane_does_not_depend_on_its_neighbours_or_their_order() -> None:

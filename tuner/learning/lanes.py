@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,15 +28,16 @@ from torch import Tensor
 
 from tuner.learning import draws
 from tuner.learning.device import DeviceData, DeviceView
+from tuner.learning.epoch_plan import EpochPlan
 from tuner.learning.kernels import kernels_for, norms
-from tuner.learning.kernels.interface import Blocks, Kernels, LaneReal, Lanes, LaneWhole, Real, Step, Whole
+from tuner.learning.kernels.interface import Blocks, Kernels, LaneReal, Lanes, LaneWhole, Step, Whole
 from tuner.learning.layout import Layout
 from tuner.learning.memory import evaluation_rows
 from tuner.learning.metrics import balanced_weights, head_of, row_loss, score
-from tuner.learning.mlp import drawn_layer, initial_bounds
+from tuner.learning.parameters import Arrays, Parameters
 from tuner.learning.products import Products
 from tuner.learning.randomness import Purpose, dropout_threshold, epoch_order, words
-from tuner.learning.schedules import averaging_rate, batches, factor, micro_batch
+from tuner.learning.schedules import batches, micro_batch
 from tuner.learning.step_graph import StepGraph
 from tuner.learning.stream import RowStream
 from tuner.spec import Metric
@@ -55,9 +55,6 @@ class Lane:
     config: TrialConfig
     key: int
     fold: int = 0
-
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Pack:
@@ -101,46 +98,37 @@ class Pack:
         self.accumulate = any(min(c.batch_size, n) > self.B for c, n in zip(self.configs, self.rows, strict=True))
         self.drops_inputs = any(c.input_dropout > 0 for c in self.configs)
         self.clips = any(c.clip_norm > 0 for c in self.configs)
-        self.averages = any(c.averaging != "none" for c in self.configs)
-        self._allocate_parameters()
+        self.parameters = Parameters(self.layout, self.keys, data.device, data.dtype)
+        self._name_parameters()
         self._allocate_activations()
         self._describe_lanes()
-        self._plan_steps()
+        self.plan = EpochPlan(self.configs, self.rows, self.B)
+        self._ahead: tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None = None
         self._allocate_rows()
         self.products = Products(first.precision)
-        self._initialize()
         self._step_graph: StepGraph | None = None
         if data.device.type == "cuda" if graphed is None else graphed:
-            self._step_graph = StepGraph(len(self._whole_rows), self.K, self.kernels, data.device, data.dtype)
+            self._step_graph = StepGraph(len(self.plan), self.K, self.kernels, data.device, data.dtype)
 
     # ---- buffers ----
 
-    def _allocate_parameters(self) -> None:
-        layout, handle = self.layout, self.kernels.handle
-        device, dtype = self.data.device, self.data.dtype
-
-        def flat() -> Tensor:
-            return torch.zeros(layout.size, device=device, dtype=dtype)
-
-        self.theta, self.gradient = flat(), flat()
-        self.moments = tuple(flat() for _ in range(1 if self.optimizer in ("sgd", "nesterov") else 2))
-        # The weights that lanes are judged by: their average, or the parameters themselves.
-        self.mean = flat() if self.averages else self.theta
-        self.best = flat() if any(c.keep == "best" for c in self.configs) else None
+    def _name_parameters(self) -> None:
+        """Views of the parameters by layer, and handles of what kernels work on."""
+        layout, handle, numbers = self.layout, self.kernels.handle, self.parameters
+        self.averages = numbers.averages
+        self.theta, self.gradient, self.moments, self.mean = (
+            numbers.theta,
+            numbers.gradient,
+            numbers.moments,
+            numbers.mean,
+        )
+        self.running, self.judged_running = numbers.running, numbers.judged_running
         self.W, self.b = layout.views(self.theta, "weight"), layout.views(self.theta, "bias")
         self.gW, self.gb = layout.views(self.gradient, "weight"), layout.views(self.gradient, "bias")
         self.judged = {name: layout.views(self.mean, name) for name in ("weight", "bias", "gain", "shift")}
         self.gain, self.shift = layout.views(self.theta, "gain"), layout.views(self.theta, "shift")
         self.g_gain, self.g_shift = layout.views(self.gradient, "gain"), layout.views(self.gradient, "shift")
-        # Batch normalisation's running mean and variance of each hidden layer: (2, K_l, H).
-        counts = layout.counts[1:] if self.norm == "batch" else []
-        self.running = [torch.zeros(2, count, self.H, device=device, dtype=dtype) for count in counts]
-        for running in self.running:
-            running[1] = 1
-        # Averaged weights have statistics of their own.
-        self.judged_running = [running.clone() for running in self.running] if self.averages else self.running
-        self.best_running = [running.clone() for running in self.running] if self.best is not None else []
-        self.coefficients = torch.ones(self.K, device=device, dtype=dtype)
+        self.coefficients = torch.ones(self.K, device=self.data.device, dtype=self.data.dtype)
         columns = [[getattr(b, field) for b in layout.blocks] for field in ("offset", "size", "lanes", "decays")]
         self._blocks = Blocks(*(handle(torch.tensor(column, dtype=torch.int64)) for column in columns))
         self._h_theta, self._h_gradient, self._h_mean = handle(self.theta), handle(self.gradient), handle(self.mean)
@@ -177,7 +165,7 @@ class Pack:
         data, handle = self.data, self.kernels.handle
         place = torch.device("cpu") if data.streamed else data.device
         self.order = torch.zeros(self.K, max(self.rows), device=place, dtype=torch.int64)
-        self._stream = RowStream(data, self.B, self._whole_rows) if data.streamed else None
+        self._stream = RowStream(data, self.B, self.plan.whole_rows) if data.streamed else None
         x, y = (self._stream.x, self._stream.y) if self._stream else (data.x_train, data.y_train)
         self._h_rows = handle(x), handle(y), handle(self._stream.order if self._stream else self.order)
 
@@ -209,56 +197,6 @@ class Pack:
         self._inside = inside.to(self.data.dtype)[:, None, :]  # (K, 1, H)
         self._width = width.to(self.data.dtype)[:, None, None]  # (K, 1, 1)
 
-    def _plan_steps(self) -> None:
-        """What is the same in every epoch: each micro-step's whole numbers (S, 3, K), see :class:`Whole`, and row
-        weights (S, K), see :class:`Real`; after which micro-steps each lane's optimizer steps; its rows in an epoch.
-        """
-        cuts = [batches(n, c) for c, n in zip(self.configs, self.rows, strict=True)]
-        plans = [micro_steps(cut, self.B) for cut in cuts]
-        S = max(map(len, plans))
-        self._whole_rows = np.zeros((S, len(Whole), self.K), dtype=np.int64)
-        self._row_weights = np.zeros((S, self.K))
-        for k, plan in enumerate(plans):
-            self._whole_rows[: len(plan), :, k] = plan[:, :3]
-            self._row_weights[: len(plan), k] = 1 / plan[:, 3]
-        self._ends = [np.flatnonzero(plan[:, 2]) for plan in plans]
-        self._ahead: tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None = None
-        self._visited = np.array([sum(size for _, size in cut) for cut in cuts])
-
-    def _initialize(self) -> None:
-        """Fill all parameters exactly as :class:`tuner.learning.mlp.MLP` starts."""
-        if self.data.device.type == "cpu":
-            for k in range(self.K):
-                self._initialize_lane(k)
-        else:
-            self._initialize_together()
-        if self.averages:
-            self.mean.copy_(self.theta)
-
-    def _shapes(self, config: TrialConfig) -> list[tuple[int, int]]:
-        """(inputs, outputs) of each layer of a lane, the head first."""
-        D, C = self.layout.D, self.layout.C
-        return [(config.width, C), (D, config.width), *[(config.width, config.width)] * (config.depth - 1)]
-
-    def _initialize_lane(self, k: int) -> None:
-        config = self.configs[k]
-        for layer, (fan_in, fan_out) in enumerate(self._shapes(config)):
-            weight, bias = drawn_layer(self.lanes[k].key, layer, fan_in, fan_out, config.initialization)
-            self.W[layer][k, :fan_in, :fan_out] = torch.from_numpy(weight).to(self.theta)
-            if layer in self.b:
-                self.b[layer][k, :fan_out] = torch.from_numpy(bias).to(self.theta)
-            if layer in self.gain:
-                self.gain[layer][k, :fan_out] = 1
-
-    def _initialize_together(self) -> None:
-        for layer, count in enumerate(self.layout.counts):
-            configs = self.configs[:count]
-            fans = [self._shapes(config)[layer] for config in configs]
-            bounds = np.array([initial_bounds(*fan, c.initialization) for fan, c in zip(fans, configs, strict=True)])
-            draws.fill_layer(self.W[layer], self.b.get(layer), self.keys[:count], layer, fans, bounds)
-            if layer in self.gain:
-                self.gain[layer].copy_(self._inside[:count, 0])
-
     # ---- one epoch ----
 
     def train_epoch(self, epochs: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -267,20 +205,20 @@ class Pack:
         for given, k in self._place.items():
             inside[k] = epochs[given]
         ahead, self._ahead = self._ahead, None
-        real_rows = ahead[1] if ahead is not None and np.array_equal(ahead[0], inside) else self._real_rows(inside)
+        real_rows = ahead[1] if ahead is not None and np.array_equal(ahead[0], inside) else self.plan.real_rows(inside)
         self._draw(inside)
         self.loss.zero_()
-        whole, real = torch.from_numpy(self._whole_rows), torch.from_numpy(real_rows)
+        whole, real = torch.from_numpy(self.plan.whole_rows), torch.from_numpy(real_rows)
         with self.products.scope():
             if self._step_graph is not None:
                 self._step_graph.run(self._train_step, whole, real, self._feed)
                 # The device is busy from here on: prepare what the next epoch most likely needs.
-                self._ahead = inside + 1, self._real_rows(inside + 1)
+                self._ahead = inside + 1, self.plan.real_rows(inside + 1)
             else:
                 self._run_steps(whole.to(self.data.device), real.to(self.data.device, self.data.dtype))
             if self.norm == "batch" and self.averages:
                 self._refresh_statistics()
-        return self._in_given_order(self.loss.cpu().numpy() / self._visited)
+        return self._in_given_order(self.loss.cpu().numpy() / self.plan.visited)
 
     def _run_steps(self, whole: Tensor, real: Tensor) -> None:
         whole_rows, real_rows = self.kernels.handle(whole), self.kernels.handle(real)
@@ -308,26 +246,6 @@ class Pack:
                 self.order[torch.from_numpy(lanes), :n] = drawn_order + first[:, None]
         drawn = np.stack([words(self.keys, Purpose.DROPOUT, epochs, layer) for layer in range(self.L + 1)])
         self.words.copy_(torch.from_numpy(drawn.astype(np.int64)))
-
-    def _real_rows(self, epochs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Each micro-step's numbers in this epoch: (S, 5, K), see :class:`Real`."""
-        real = np.zeros((self.K, len(Real), len(self._whole_rows)))  # lane by lane while it is filled
-        real[:, Real.ROW_WEIGHT] = self._row_weights.T
-        real[:, [Real.DENOMINATOR, Real.SHRINK]] = 1
-        for lane, config, epoch, ends in zip(real, self.configs, epochs.tolist(), self._ends, strict=True):
-            steps = len(ends)
-            index = (epoch - 1) * steps + np.arange(steps)
-            eta = config.peak_learning_rate * factor(config, index, steps)
-            lane[Real.AVERAGE, ends] = averaging_rate(config, epoch, steps)
-            lane[Real.STEP_SIZE, ends] = eta
-            if config.optimizer.startswith("adam"):
-                lane[Real.STEP_SIZE, ends] /= 1 - config.momentum ** (index + 1)
-                lane[Real.DENOMINATOR, ends] = np.sqrt(1 - config.beta2 ** (index + 1))
-            if config.optimizer == "adamw":
-                lane[Real.SHRINK, ends] = 1 - eta * config.weight_decay
-            elif config.optimizer == "adamw_decoupled":
-                lane[Real.SHRINK, ends] = 1 - config.weight_decay
-        return np.ascontiguousarray(real.transpose(2, 1, 0))
 
     def _train_step(self, step: Step, whole: Tensor) -> None:
         kernels, products, counts, accumulate = self.kernels, self.products, self.layout.counts, self.accumulate
@@ -556,95 +474,20 @@ class Pack:
 
     # ---- a lane's own state ----
 
-    @property
-    def _flats(self) -> dict[str, Tensor]:
-        flats = {"theta": self.theta, **{f"moment{i}": m for i, m in enumerate(self.moments)}}
-        if self.averages:
-            flats["mean"] = self.mean
-        if self.best is not None:
-            flats["best"] = self.best
-        return flats
-
     def mark_best(self, given: Sequence[int]) -> None:
         """Remember the weights these lanes are judged by now, and their statistics, as the best so far."""
-        if self.best is None or not given:
-            return
-        places = torch.tensor([self._place[i] for i in given], device=self.theta.device)
-        for block in self.layout.blocks:
-            lanes = places[places < block.lanes]
-            block.view(self.best)[lanes] = block.view(self.mean)[lanes]
-        for kept, running in zip(self.best_running, self.judged_running, strict=False):
-            lanes = places[places < running.shape[1]]
-            kept[:, lanes] = running[:, lanes]
+        self.parameters.mark_best([self._place[i] for i in given])
 
     def export(self, given: int) -> Arrays:
-        """Lane ``given``'s numbers without padding, each array a flat vector, layer by layer, the head first.
-
-        Keys: ``theta``; ``moment0`` and, but for SGD, ``moment1``; ``mean`` if the lane averages; ``best`` if it keeps
-        its best; with batch normalisation ``running``, mean and variance of each layer, and likewise ``mean_running``
-        and ``best_running``.
-        """
-        k, config = self._place[given], self.lanes[self._place[given]].config
-        arrays = {}
-        for name, flat in self._flats.items():
-            if (name == "mean" and config.averaging == "none") or (name == "best" and config.keep != "best"):
-                continue
-            pieces = [piece.reshape(-1) for piece in self.layout.pieces(flat, k)]
-            arrays[name] = torch.cat(pieces).cpu().numpy().copy()
-        if self.norm == "batch":
-            arrays["running"] = self._own_statistics(self.running, k)
-            if config.averaging != "none":
-                arrays["mean_running"] = self._own_statistics(self.judged_running, k)
-            if config.keep == "best":
-                arrays["best_running"] = self._own_statistics(self.best_running, k)
-        return arrays
+        """Lane ``given``'s numbers, see :meth:`Parameters.export`."""
+        return self.parameters.export(self._place[given])
 
     def restore(self, given: int, arrays: Arrays) -> None:
         """Put back what ``export`` gave, of this or any other pack that holds an equal lane."""
-        k = self._place[given]
-        for name, flat in self._flats.items():
-            # A lane that does not average is judged by its parameters, in a pack that averages as in any other.
-            stored = arrays.get(name, arrays["theta"] if name == "mean" else None)
-            if stored is None:
-                continue
-            vector = torch.from_numpy(np.asarray(stored)).to(flat)
-            used = 0
-            for piece in self.layout.pieces(flat, k):
-                piece.copy_(vector[used : used + piece.numel()].view(piece.shape))
-                used += piece.numel()
-        if "running" not in arrays:
-            return
-        self._put_statistics(self.running, k, arrays["running"])
-        self._put_statistics(self.judged_running, k, arrays.get("mean_running", arrays["running"]))
-        if "best_running" in arrays:
-            self._put_statistics(self.best_running, k, arrays["best_running"])
-
-    def _own_statistics(self, running: Sequence[Tensor], k: int) -> npt.NDArray[Any]:
-        config = self.lanes[k].config
-        own = [layer[:, k, : config.width] for layer in running[: config.depth]]
-        statistics: npt.NDArray[Any] = torch.stack(own).cpu().numpy().copy()
-        return statistics
-
-    def _put_statistics(self, running: Sequence[Tensor], k: int, stored: npt.NDArray[Any]) -> None:
-        for layer, own in zip(running, torch.from_numpy(stored), strict=False):
-            layer[:, k, : own.shape[1]] = own.to(layer)
+        self.parameters.restore(self._place[given], arrays)
 
     def _in_given_order(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return values[[self._place[given] for given in range(self.K)]]
-
-
-def micro_steps(cut: Sequence[tuple[int, int]], micro: int) -> npt.NDArray[np.int64]:
-    """The micro-steps of one epoch cut into batches: (S, 4) columns start, rows, optimizer steps after it, batch rows.
-
-    >>> micro_steps([(0, 6), (6, 4)], 4).tolist()
-    [[0, 4, 0, 6], [4, 2, 1, 6], [6, 4, 1, 4]]
-    """
-    plan = []
-    for first, rows in cut:
-        for start in range(0, rows, micro):
-            count = min(micro, rows - start)
-            plan.append((first + start, count, int(start + count == rows), rows))
-    return np.array(plan, dtype=np.int64)
 
 
 def _add_or_set(gradient: Tensor, total: Tensor, accumulate: bool) -> None:

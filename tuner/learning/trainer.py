@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tuner.learning.device import DeviceData
-from tuner.learning.lanes import Arrays, Lane, Pack
+from tuner.learning.lanes import Lane, Pack
+from tuner.learning.parameters import Arrays
 from tuner.learning.progress import EpochResult, Progress
 from tuner.learning.randomness import fold_key
 from tuner.spec import METRICS, Metric
