@@ -31,7 +31,7 @@ from tuner.learning.mlp import MLP
 from tuner.trial import Scaling, Task, TrialConfig
 
 if TYPE_CHECKING:
-    from tuner.learning.lanes import Arrays
+    from tuner.learning.parameters import Arrays
 
 FORMAT = 1
 CONFIG, WEIGHTS, PREPROCESSING, MANIFEST, CARD = (
