@@ -173,8 +173,10 @@ def evaluate(manager: StudyManager, name: str, *, device: str = "auto", ensemble
                 f"study {name!r} is {state}: the test set opens when the search is over; "
                 f"finish it with tuner run or tuner worker, or end it with: tuner stop {name}"
             )
-        best = winner(manager, name)
         spec, root = manager.spec(name), manager.data_root(name)
+        if not spec.has_test_rows:
+            raise BadInputError(f"study {name!r} keeps no test rows (data.split.test = 0), so nothing can be opened")
+        best = winner(manager, name)
         data = load_training_data(spec, root)
         check_digests(manager, name, data)
         ranked = candidates(manager, name) if ensemble else []

@@ -132,7 +132,7 @@ class SplitSection(_Section):
 
     train: float | None = Field(default=None, gt=0, lt=1)
     val: float | None = Field(default=None, gt=0, lt=1)
-    test: float | None = Field(default=None, gt=0, lt=1)
+    test: float | None = Field(default=None, ge=0, lt=1)  # 0: no test rows, for what is tested elsewhere
     stratify: bool | None = None  # None: stratified for classification, unless dealt by group or time
     group: str | None = None  # rows that agree in this column stay in one part
     time: str | None = None  # this column orders the rows: train before validation before test
@@ -331,6 +331,11 @@ class StudySpec(_Section):
     def fit_on(self) -> Literal["train", "train+val"]:
         """The rows that the winner is refitted on."""
         return self.final.fit_on or ("train+val" if self.data.folds > 1 else "train")
+
+    @property
+    def has_test_rows(self) -> bool:
+        """Whether there will be a test error."""
+        return self.data.split is None or self.data.split.test != 0
 
     @property
     def keep(self) -> Keep:

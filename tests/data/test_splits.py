@@ -357,6 +357,31 @@ def test_too_many_folds(target: np.ndarray, folds: int, part: str) -> None:
     assert part in str(caught.value)
 
 
+NO_TEST: dict[str, Any] = {"train": 0.75, "val": 0.25, "test": 0}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        SplitSection(**NO_TEST),
+        SplitSection(**NO_TEST, stratify=False),
+        one("time", **NO_TEST),
+        one("group", **NO_TEST),
+        SplitSection(folds=4, test=0),
+    ],
+)
+def test_there_may_be_no_test_rows(given: SplitSection) -> None:
+    column = pl.Series("c", np.arange(100) // 2)
+    split = (
+        split_rows(THREE_CLASSES, "classification", given, 0, by=column)
+        if given.time is None
+        else by_column(column, given)
+    )
+    assert_whole(split, 100)
+    assert len(split.test) == 0
+    assert abs(len(split.val) - 25) <= 2
+
+
 def test_a_class_that_no_train_row_has() -> None:
     target = np.repeat([0, 1], [50, 1])
     moments = pl.Series("c", range(51))

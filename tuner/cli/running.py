@@ -104,7 +104,7 @@ def run(
                 _train(manager, spec, device, workers, storage, artifacts, view)
             summary, database = manager.summary(name), manager.storage
             opened = summary.evaluation is not None and (not ensemble or summary.evaluation.get("ensemble"))
-            if summary.state == "finished" and not opened:
+            if summary.state == "finished" and not opened and spec.has_test_rows:
                 what = "the winner and choosing an ensemble" if ensemble else "the winner"
                 view.say(f"{name}: refitting {what}, then opening the test set")
                 from tuner.evaluation import evaluate

@@ -103,9 +103,7 @@ class ShiftReport:
         """The verdict in plain words."""
         seen = f"; looked at {', '.join(f'{n:,} {part}' for part, n in self.rows.items())} rows" if self.sampled else ""
         if not self.shifted:
-            return (
-                f"train, validation and test inputs look alike (a false alarm in at most {LEVEL:.0%} of splits){seen}"
-            )
+            return f"{_and(tuple(self.rows))} inputs look alike (a false alarm in at most {LEVEL:.0%} of splits){seen}"
         where = []
         for parts in combinations(PARTS, 2):
             names = list(dict.fromkeys(c.column for c in self.columns if c.parts == parts and c.shifted))
@@ -135,6 +133,11 @@ class ShiftReport:
         }
 
 
+def _and(parts: Sequence[str]) -> str:
+    """``train, validation and test``."""
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
 def check_shift(spec: StudySpec, root: Path) -> ShiftReport:
     """Compare the inputs of a study's parts. A relative path in the spec starts at ``root``. Raises DataError."""
     prepared = prepare(spec, root)
@@ -142,7 +145,7 @@ def check_shift(spec: StudySpec, root: Path) -> ShiftReport:
     schema = prepared.schema(split.train)
     rows: dict[Part, npt.NDArray[np.int64]] = {"train": split.train, "validation": split.val, "test": split.test}
     return compare_inputs(
-        {part: schema.apply(frame[chosen]) for part, chosen in rows.items()},
+        {part: schema.apply(frame[chosen]) for part, chosen in rows.items() if len(chosen)},
         {column.name: column.kind for column in schema.columns},
         seed=spec.study.seed,
         by_time=spec.data.split is not None and spec.data.split.time is not None,

@@ -86,7 +86,7 @@ def part_sizes(n: int, section: SplitSection | None) -> tuple[int, int, int]:
     """Rows to train, validate and test on: the shares of validation and test are rounded to the nearest row (a half
     goes up, in decimal arithmetic), and train is all the rest. Of folds, the sizes of one.
 
-    Raises DataError when a part would be empty.
+    Raises DataError when a part would be empty that should not.
 
     >>> part_sizes(1797, None)
     (1079, 359, 359)
@@ -95,7 +95,7 @@ def part_sizes(n: int, section: SplitSection | None) -> tuple[int, int, int]:
     n_val, n_test = (int((Decimal(repr(f)) * n).to_integral_value(ROUND_HALF_UP)) for f in fractions[1:])
     sizes = (n - n_val - n_test, n_val, n_test)
     for part, size, fraction in zip(_PARTS, sizes, fractions, strict=True):
-        if size < 1:
+        if size < 1 and fraction > 0:
             raise DataError(
                 f"data.split: every part needs a row; {part} = {fraction:g} of {n} rows is none; "
                 f"give more rows, or {part} a larger share"
@@ -198,14 +198,14 @@ def _at_random(
 def _by_group(groups: Numbers, name: str, sizes: tuple[int, int, int], rng: np.random.Generator) -> Split:
     """groups: (n,) codes 0..G-1."""
     counts = np.bincount(groups)
-    if len(counts) < 3:
+    if len(counts) < sum(size > 0 for size in sizes):
         raise DataError(
             f"data.split.group: column {name!r} has {len(counts)} different values; train, val and test need one each"
         )
     part_of = np.zeros(len(counts), dtype=np.int64)
     filled = {2: 0, 1: 0}
     waiting = rng.permutation(len(counts)).tolist()
-    for part in (2, 1):
+    for part in (2, 1) if sizes[2] else (1,):
         for group in list(waiting):
             more = filled[part] + counts[group]
             enough = len(waiting) <= part  # the parts that come need a group each
@@ -232,13 +232,16 @@ def _by_time(column: pl.Series, name: str, sizes: tuple[int, int, int]) -> Split
     order = np.argsort(values, kind="stable")
     cuts = []
     for wanted in (sizes[0], sizes[0] + sizes[1]):
+        if wanted == len(values):
+            cuts.append(wanted)
+            continue
         moment = values[order[wanted]]
         first = int(np.searchsorted(values, moment, side="left", sorter=order))
         last = int(np.searchsorted(values, moment, side="right", sorter=order))
         cuts.append(first if wanted - first <= last - wanted else last)
     train, val, test = np.split(order, cuts)
-    for part, rows in zip(_PARTS, (train, val, test), strict=True):
-        if not len(rows):
+    for part, rows, size in zip(_PARTS, (train, val, test), sizes, strict=True):
+        if not len(rows) and size:
             raise DataError(
                 f"data.split.time: column {name!r} has {moments.n_unique()} different moments, and rows of one stay "
                 f"together, so {part} would be empty; give other shares, or split by something else"
@@ -375,24 +378,25 @@ def _class_shares(
     scikit-learn's stratified split takes classes proportionally but may leave a rare one out of a part; a class that
     validation or test never sees has no error rate, so here every cell holds at least one row.
     """
-    few = np.flatnonzero(counts < 3)
+    needed = sum(size > 0 for size in sizes)
+    few = np.flatnonzero(counts < needed)
     if few.size:
         label = classes[few[0]] if classes else str(few[0])
         counted = "1 row" if counts[few[0]] == 1 else f"{counts[few[0]]} rows"
         others = f", and {few.size - 1} more classes have too few" if few.size > 1 else ""
         raise DataError(
-            f"data.split: stratified, a class needs 3 rows to be in train, validation and test; class {label!r} has "
-            f"{counted}{others}; merge or drop the class, or set data.split.stratify = false"
+            f"data.split: stratified, a class needs {needed} rows to be in {', '.join(_PARTS[:needed])}; "
+            f"class {label!r} has {counted}{others}; merge or drop the class, or set data.split.stratify = false"
         )
     for part, size in zip(("train", "val", "test"), sizes, strict=True):
-        if size < len(counts):
+        if 0 < size < len(counts):
             raise DataError(
                 f"data.split: stratified, every part needs a row of each of the {len(counts)} classes; "
                 f"{part} has {size} rows; give {part} a larger share, or set data.split.stratify = false"
             )
     quota = counts / counts.sum()
     one = np.ones_like(counts)
-    test = _apportion(quota * sizes[2], one, counts - 2)
+    test = _apportion(quota * sizes[2], one, counts - 2) if sizes[2] else np.zeros_like(counts)
     val = _apportion(quota * sizes[1], one, counts - test - 1)
     return np.stack([counts - val - test, val, test], axis=1)
 
