@@ -161,7 +161,7 @@ class TunedMLPClassifier(ClassifierMixin, _TunedMLP):  # type: ignore[misc]
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y has a single class, {self.classes_[0]!r}; a classifier needs at least two")
+            raise ValueError(f"y has only one class, {self.classes_[0]!r}; a classifier needs at least two")
         rare = np.bincount(codes).min() < 2 or int(VALIDATION_SHARE * len(codes)) < len(self.classes_)
         self._fit(frame, codes.astype(np.int64), stratify=False if rare else None)
         return self

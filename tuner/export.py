@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,26 +72,52 @@ def export(
             f"study {name!r} is {state}: a model is exported when the search is over; "
             f"finish it with tuner run or tuner worker, or end it with: tuner stop {name}"
         )
+    trained = trained_model(manager, name, ensemble=ensemble, device=device, check=refuse_unsuitable if onnx else None)
+    spec, root, evaluation = manager.spec(name), manager.data_root(name), manager.evaluation(name)
+    metrics = _metrics(evaluation, ensemble=ensemble)
+    card = model_card(spec, summarize(spec, root), model_facts(trained.model), metrics, evaluation)
+    return _write(folder, trained.model, metrics, card, trained.members, onnx=onnx)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model, and the trials that its networks have their hyperparameters from."""
+
+    model: TunedModel
+    members: tuple[Member, ...]
+
+
+def trained_model(
+    manager: StudyManager,
+    name: str,
+    *,
+    ensemble: bool = False,
+    device: str = "auto",
+    check: Callable[[TunedModel], None] | None = None,
+) -> Trained:
+    """Train the first refit of a study's winner, or of its ensemble's members.
+
+    check: called with the model before it has any network. Raises NothingCompletedError; DataError when the data are
+    not those of the study.
+    """
     place = resolve_device(device)
     if place.type == "cpu":
         single_thread()
-    spec, root, evaluation = manager.spec(name), manager.data_root(name), manager.evaluation(name)
+    spec, root = manager.spec(name), manager.data_root(name)
     best = winner(manager, name)
     data = load_training_data(spec, root)
     check_digests(manager, name, data)
     members: tuple[Member, ...] = (best,)
     if ensemble:
         members = (
-            _evaluated_members(manager, name, evaluation)
+            _evaluated_members(manager, name, manager.evaluation(name))
             or select_ensemble(spec, data, candidates(manager, name), place).members
         )
     rows = FinalRows.load(spec, root, members, place)
-    if onnx:
-        refuse_unsuitable(_model(spec, rows, (), data.classes))
-    model = _model(spec, rows, _networks(refit(spec, rows, members, seeds=1), data.n_outputs), data.classes)
-    metrics = _metrics(evaluation, ensemble=ensemble)
-    card = model_card(spec, summarize(spec, root), model_facts(model), metrics, evaluation)
-    return _write(folder, model, metrics, card, members, onnx=onnx)
+    if check is not None:
+        check(_model(spec, rows, (), data.classes))
+    networks = _networks(refit(spec, rows, members, seeds=1), data.n_outputs)
+    return Trained(model=_model(spec, rows, networks, data.classes), members=members)
 
 
 def model_facts(model: TunedModel) -> dict[str, Any]:

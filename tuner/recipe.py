@@ -26,7 +26,7 @@ from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneTask, PackTrainer, single_thread
 from tuner.manager import StudyManager
 from tuner.search import make_sampler
-from tuner.spec import METRICS, DataSection, Metric, StudySpec, parse_spec
+from tuner.spec import METRICS, DataSection, Metric, SplitSection, StudySpec, parse_spec
 from tuner.trial import Task
 
 MOST_CLASSES = 50  # different whole numbers that still look like classes
@@ -67,16 +67,18 @@ def write_recipe(
     workers: int = 1,
     device: str = "auto",
     seed: int = 0,
+    drop: bool = True,
 ) -> Recipe:
     """Look at a table and write a study file for it.
 
     source, target: as in a study file; a relative source starts at ``root``. metric: left out, error for a target that
     looks like classes and rmse for one that does not. minutes: the time for the search; this machine is measured for a
-    few seconds to see how long trials may be, with ``workers`` at work. Raises DataError.
+    few seconds to see how long trials may be, with ``workers`` at work. drop: leave out columns that look like
+    identifiers. Raises DataError.
     """
     task, table = _read(source, target, root, metric)
     metric = metric or ("error" if task == "classification" else "rmse")
-    split = split_rows(table.target, task, None, seed, classes=table.classes)
+    split = split_rows(table.target, task, SplitSection(stratify=False if task == "classification" else None), seed)
     schema = Schema.infer(table.frame, split.train)
     n = len(split.train)
     settings = _Settings(
@@ -86,7 +88,7 @@ def write_recipe(
         seed=seed,
         source=source,
         target=target,
-        drop=list(schema.identifiers) if len(schema.identifiers) < len(schema.columns) else [],
+        drop=list(schema.identifiers) if drop and len(schema.identifiers) < len(schema.columns) else [],
         times=schema.of_kind("date"),
         classes=_class_comment(table),
         rows=n,
