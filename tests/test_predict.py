@@ -64,6 +64,20 @@ def test_what_cannot_be_read_counts_as_missing(tmp_path: Path) -> None:
     assert pl.read_csv(tmp_path / "p.csv").height == 4
 
 
+@pytest.mark.parametrize("at", [0, 3, 250])
+def test_a_number_that_is_none_counts_as_missing_wherever_it_is(at: int, tmp_path: Path) -> None:
+    """Numbers are read as such up to there, and as text from there on: neither loses or repeats a row."""
+    made, rows = model(mixed_table()), mixed_table(300, seed=3)
+    texts = rows.with_columns(pl.col("size").cast(pl.String)).to_dict(as_series=False)
+    texts["size"][at] = "n.a."
+    texts["size"][299] = f" {texts['size'][299]} "
+    done = predict_file(made, written(pl.DataFrame(texts), tmp_path / "a.csv"), tmp_path / "p.csv", batch_rows=40)
+    assert done.rows == 300
+    gone = rows.with_columns(size=rows["size"].set(pl.arange(0, 300, eager=True) == at, None))
+    expected = made.predict_proba(gone)
+    assert pl.read_csv(tmp_path / "p.csv").drop("prediction").to_numpy() == pytest.approx(expected, abs=1e-6)
+
+
 def test_standard_output(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     made, rows = model(mixed_table(), {"loss": "hinge"}), mixed_table(3, seed=3)
     predict_file(made, written(rows, tmp_path / "a.csv"), None)

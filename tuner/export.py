@@ -100,10 +100,10 @@ def trained_model(
     check: called with the model before it has any network. Raises NothingCompletedError; DataError when the data are
     not those of the study.
     """
-    place = resolve_device(device)
+    spec, root = manager.spec(name), manager.data_root(name)
+    place = resolve_device(device, spec.training.precision)
     if place.type == "cpu":
         single_thread()
-    spec, root = manager.spec(name), manager.data_root(name)
     best = winner(manager, name)
     data = load_training_data(spec, root)
     check_digests(manager, name, data)

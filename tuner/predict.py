@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,22 +84,40 @@ def _batches(path: Path, model: TunedModel, rows: int) -> tuple[Iterator[pl.Data
         frame = _npz(path)
         return iter(frame.select([n for n in wanted if n in frame.columns]).iter_slices(rows)), frame.columns
     with _explained(path):
-        if suffix == ".parquet":
-            scan = pl.scan_parquet(path, glob=False)
-        else:
-            # Everything as text: what a value means is the model's business, in row 1 as in row 1,000,000.
-            scan = pl.scan_csv(path, infer_schema=False, null_values=list(NULL_VALUES), glob=False)
+        scan = pl.scan_parquet(path, glob=False) if suffix == ".parquet" else _scan_csv(path)
         names = scan.collect_schema().names()
     for name in names:
         if "_duplicated_" in name and name.rpartition("_duplicated_")[0] in wanted:
             raise DataError(f"{path}: two columns are named {name.rpartition('_duplicated_')[0]!r}; keep one of them")
-    chosen = scan.select([name for name in wanted if name in names])
-    return _collected(path, chosen, rows), names
+    chosen = [name for name in wanted if name in names]
+    if suffix == ".parquet":
+        return _collected(path, scan.select(chosen), rows), names
+    numbers = [name for name in model.schema.of_kind("numeric") if name in names]
+    return _collected_csv(path, chosen, numbers, rows), names
+
+
+def _scan_csv(path: Path, numbers: Sequence[str] = ()) -> pl.LazyFrame:
+    """Some columns as numbers, all others as text: what a text means is the model's business."""
+    types = dict.fromkeys(numbers, pl.Float64())
+    nothing = list(NULL_VALUES)
+    return pl.scan_csv(path, infer_schema=False, schema_overrides=types, null_values=nothing, glob=False)
 
 
 def _collected(path: Path, scan: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
     with _explained(path):
         yield from (batch for batch in scan.collect_batches(chunk_size=rows, maintain_order=True) if batch.height)
+
+
+def _collected_csv(path: Path, names: Sequence[str], numbers: Sequence[str], rows: int) -> Iterator[pl.DataFrame]:
+    """Numbers are read as such, which is twice as fast as through text, up to where one of them is none."""
+    done = 0
+    try:
+        for batch in _scan_csv(path, numbers).select(names).collect_batches(chunk_size=rows, maintain_order=True):
+            if batch.height:
+                yield batch
+                done += batch.height
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
+        yield from _collected(path, _scan_csv(path).select(names).slice(done), rows)
 
 
 def _npz(path: Path) -> pl.DataFrame:
