@@ -240,6 +240,7 @@ def test_a_baseline_that_is_better_is_called_so(manager: StudyManager) -> None:
         {"model": {"loss": {"choices": ["hinge", "cross_entropy"]}}, "study": {"metric": "accuracy"}},
         {"training": {"patience": 2}, "study": {"metric": "roc_auc"}},
         {"data": {"split": {"folds": 3}, "scaling": {"choices": ["standard", "quantile"]}}},
+        {"study": {"metric": "mae"}, "data": {"source": "sklearn:diabetes", "split": {"folds": 2}}},
     ],
     ids=str,
 )
@@ -279,9 +280,16 @@ def test_an_ensemble_is_chosen_on_validation_and_evaluated_in_the_same_opening(
             alone.append(float(score(metric, outputs, view.y_val, view.target_sd)))
             means[fold] = means[fold] + votes(heads[-1], outputs) * weight / sum(members.values())
         assert np.mean(alone) == pytest.approx(rows[trial].value, rel=1e-3), "it came out as it was"
-    views = [data.view(config.scaling, fold) for fold in range(data.folds)]
-    y = torch.cat([view.y_val for view in views])
-    validation = float(score(metric, as_outputs(heads, torch.cat(means)), y, views[0].target_sd))
+    # Predictions of each fold in the target's own unit, which folds standardise each by its own train rows.
+    views = [load_training_data(spec, Path()).views[config.scaling, fold] for fold in range(data.folds)]
+    units = [(view.target_mean, view.target_sd) for view in views]
+    raw = torch.cat([m * sd + mean for m, (mean, sd) in zip(means, units, strict=True)])
+    targets = [torch.from_numpy(view.val.y) for view in views]
+    if spec.task == "classification":
+        y = torch.cat(targets)
+    else:
+        y = torch.cat([t * sd + mean for t, (mean, sd) in zip(targets, units, strict=True)])
+    validation = float(score(metric, as_outputs(heads, raw), y))
     assert ensemble["validation"] == pytest.approx(validation, rel=1e-3, abs=1e-6)
     if data.folds > 1:
         return  # the value of a trial is the mean over folds, the ensemble's is that of all rows together

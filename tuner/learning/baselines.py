@@ -36,9 +36,8 @@ RIDGE = (0.1, 1.0, 10.0, 100.0, 1000.0)  # alpha
 CELLS: Mapping[BaselineName, int] = {  # rows times features times outputs; more rows are sampled, and it is said
     "constant": 100_000_000,
     "linear": 5_000_000,
-    "boosting": 20_000_000,
+    "boosting": 10_000_000,
 }
-ONE_THREAD_CELLS = 3_000_000  # rows times features below which one thread fits
 EARLY_STOPPING_ROWS = 50  # with fewer there is no tenth of them to stop the boosting on
 CLASS_BALANCED: tuple[str, ...] = ("balanced_accuracy", "f1")  # metrics for which balanced class weights may pay
 LEAST = 1e-12  # the smallest probability, so that the log-loss stays finite
@@ -151,8 +150,7 @@ def _fitted(model: Any, x: X, y: Y) -> Any:
         # Its held-out share is stratified, which needs two rows of each class.
         model.early_stopping = bool(np.unique(y, return_counts=True)[1].min() >= 2)
     # Threads that wait for each other at every small tree cost ten times the work where other processes are busy, too.
-    threads = 1 if x.size < ONE_THREAD_CELLS else None
-    with threadpool_limits(threads), warnings.catch_warnings():
+    with threadpool_limits(1), warnings.catch_warnings():
         # A linear model that has not converged after so many steps is one that was stopped early.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(x, y)
