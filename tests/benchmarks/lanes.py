@@ -1,6 +1,6 @@
 """Fused lanes against trials trained one at a time with plain PyTorch, side by side in one run.
 
-    python -m tests.benchmarks.lanes [-f json] [--quick]
+    python -m tests.benchmarks.lanes [-f json] [--quick] [--case "mnist width 32"]
 
 Baselines, each as two processes of one thread and as one process of two threads, the better one counted:
 
@@ -10,6 +10,9 @@ Baselines, each as two processes of one thread and as one process of two threads
 The fused trainer runs as Tuner runs it: two processes of one thread. All train the same configurations on the same
 rows: throughput is epochs of one trial a second, validation left out everywhere. A ratio is a median over rounds in
 which all contestants run in turn, so that a machine whose speed drifts cannot favour one of them.
+
+Where a target is missed, a profile says where the fused trainer's time goes, and how near its parts are to what the
+machine can do: products against the measured matmul peak, the optimizer's traffic against memory's measured speed.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tuner.data.dataset import Rows, View
 from tuner.learning.device import DeviceData
+from tuner.learning.kernels.interface import Whole
 from tuner.learning.lanes import Lane, Pack
 from tuner.learning.machine import CPU, describe, measured_cpu
 from tuner.learning.packing import plan_packs
@@ -49,6 +53,21 @@ DIGITS_SPACE = {
 }
 
 
+# Ratios to the tight loop that are aimed at, by width at batches 16 to 64; everywhere else never below 1.
+TARGETS = {32: 8.0, 64: 5.0, 128: 3.5, 256: 2.0, 512: 1.3}
+MIXED_TARGET = 2.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of the fused trainer's epoch: its share of the time, and its rate: FLOP/s or bytes/s, where it has one."""
+
+    name: str
+    share: float
+    rate: float | None = None
+    of_measured: float | None = None  # the rate's share of what the machine was measured to do
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One line of the table: trial epochs a second of each contestant, and the ratios to the fused trainer."""
@@ -60,6 +79,15 @@ class Row:
     ratio_tight: float
     ratio_loader: float
     matmul_share: float  # of the machine's measured peak, forward and backward products alone counted
+    target: float  # for ratio_tight
+    profile: list[Part]  # of a row that misses its target
+
+
+def target_of(configs: Sequence[TrialConfig]) -> float:
+    """The ratio to the tight loop that these trials should reach."""
+    if len(set(configs)) > 1:
+        return MIXED_TARGET
+    return TARGETS[configs[0].width] if configs[0].batch_size <= 64 else 1.0
 
 
 def make_rows(shape: str) -> DeviceData:
@@ -72,14 +100,19 @@ def make_rows(shape: str) -> DeviceData:
     return DeviceData.of_views({("standard", 0): view}, "classification", 10, torch.device("cpu"))
 
 
-def fused(configs: Sequence[TrialConfig], data: DeviceData, threads: int) -> Callable[[], int]:
-    """One call trains every configuration for one epoch; returns the epochs trained."""
-    torch.set_num_threads(threads)
+def packs_of(configs: Sequence[TrialConfig], data: DeviceData) -> list[Pack]:
+    """The packs that Tuner would train these configurations in."""
     tasks = [
         LaneTask(lane=Lane(number=i, config=config, key=lane_key(0, i)), target_epochs=config.max_epochs)
         for i, config in enumerate(configs)
     ]
-    packs = [Pack([task.lane for task in pack], data) for pack in plan_packs(tasks, data)]
+    return [Pack([task.lane for task in pack], data) for pack in plan_packs(tasks, data)]
+
+
+def fused(configs: Sequence[TrialConfig], data: DeviceData, threads: int) -> Callable[[], int]:
+    """One call trains every configuration for one epoch; returns the epochs trained."""
+    torch.set_num_threads(threads)
+    packs = packs_of(configs, data)
 
     def epoch() -> int:
         for pack in packs:
@@ -163,6 +196,53 @@ def measure(
     return best
 
 
+def profile(shape: str, configs: list[TrialConfig], peak: float) -> list[Part]:
+    """Where one process of one thread spends an epoch of these configurations, by this thread's own time."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    packs = packs_of(configs, make_rows(shape))
+    for pack in packs:
+        pack.train_epoch([1] * pack.K)
+    spent: dict[str, float] = {}
+    moved = 0.0
+
+    def timed(name: str, function: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: object, **options: object) -> None:
+            began = time.thread_time()
+            function(*arguments, **options)
+            spent[name] = spent.get(name, 0.0) + time.thread_time() - began
+
+        return call
+
+    for pack in packs:
+        names = {"gather": "rows", "hidden_forward": "activations", "hidden_backward": "activations", "head": "loss"}
+        for kernel, name in {**names, "optimize": "optimizer"}.items():
+            setattr(pack.kernels, kernel, timed(name, getattr(pack.kernels, kernel)))
+        for product in ("set", "add"):
+            setattr(pack.products, product, timed("products", getattr(pack.products, product)))
+        moved += 7 * 4 * sum(parameters * steps for parameters, steps in optimizer_work(pack))
+    began = time.thread_time()
+    for pack in packs:
+        pack.train_epoch([2] * pack.K)
+    total = time.thread_time() - began
+    work = sum(flops(config, shape) for config in configs)
+    working_set = 16 * statistics.mean(pack.layout.size for pack in packs)  # θ, g, m and v
+    rates = {"products": (work, peak), "optimizer": (moved, measured_cpu().memory_speed(working_set))}
+    parts = []
+    for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+        done, limit = rates.get(name, (0.0, 1.0))
+        rate = done / seconds if done else None
+        parts.append(Part(name=name, share=seconds / total, rate=rate, of_measured=rate / limit if rate else None))
+    return [*parts, Part(name="launches and all else", share=1 - sum(spent.values()) / total)]
+
+
+def optimizer_work(pack: Pack) -> list[tuple[int, int]]:
+    """(parameters, padding included; optimizer steps an epoch) of each lane."""
+    steps = pack.plan.whole_rows[:, Whole.STEPS].sum(0)
+    sizes = [sum(block.size for block in pack.layout.blocks if k < block.lanes) for k in range(pack.K)]
+    return list(zip(sizes, steps.tolist(), strict=True))
+
+
 def matmul_peak() -> float:
     """FLOP/s of the best of some large products on one thread."""
     torch.set_num_threads(1)
@@ -211,6 +291,7 @@ def main() -> None:
     """Print the table, a row as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-f", "--format", choices=["table", "json"], default="table")
+    parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--quick", action="store_true", help="fewer cases, one round")
     arguments = parser.parse_args()
     peak = matmul_peak()
@@ -218,20 +299,27 @@ def main() -> None:
     if table:
         print(f"matmul peak, one thread: {peak / 1e9:.0f} GFLOP/s; what plans of packs are made from:")
         print("\n".join(f"  {line}" for line in describe(measured_cpu())))
-        print(f"{'case':32} {'fused':>9} {'tight':>9} {'loader':>9}   {'x tight':>8} {'x loader':>9} {'of peak':>8}")
+        titles = f"{'case':32} {'fused':>9} {'tight':>9} {'loader':>9}   {'x tight':>8} {'x loader':>9} {'of peak':>8}"
+        print(f"{titles} {'target':>8}")
     rows = []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for case, shape, configs in cases(arguments.quick):
+            if arguments.case not in case:
+                continue
             rounds = [
                 {c: measure(pool, c, shape, configs, SECONDS) for c in ("fused", "tight", "loader")}
                 for _ in range(1 if arguments.quick else 3)
             ]
             speed = {c: statistics.median(r[c] for r in rounds) for c in rounds[0]}
             work = statistics.mean(flops(config, shape) for config in configs)
+            ratio, target = statistics.median(r["fused"] / r["tight"] for r in rounds), target_of(configs)
+            missed = ratio < target
             row = Row(
                 case=case,
                 **speed,
-                ratio_tight=statistics.median(r["fused"] / r["tight"] for r in rounds),
+                ratio_tight=ratio,
+                target=target,
+                profile=pool.submit(profile, shape, configs, peak).result() if missed else [],
                 ratio_loader=statistics.median(r["fused"] / r["loader"] for r in rounds),
                 matmul_share=speed["fused"] * work / (2 * peak),
             )
@@ -239,9 +327,13 @@ def main() -> None:
             if table:
                 print(
                     f"{case:32} {row.fused:9.1f} {row.tight:9.1f} {row.loader:9.1f}   {row.ratio_tight:7.1f}x "
-                    f"{row.ratio_loader:8.1f}x {row.matmul_share:8.0%}",
+                    f"{row.ratio_loader:8.1f}x {row.matmul_share:8.0%} {row.target:7.1f}x{' missed' if missed else ''}",
                     flush=True,
                 )
+                for part in row.profile:
+                    unit = "GFLOP/s, of the peak" if part.name == "products" else "GB/s, of memory's speed"
+                    rate = "" if part.rate is None else f"   {part.rate / 1e9:5.0f} {unit} {part.of_measured:.0%}"
+                    print(f"    {part.name:22} {part.share:4.0%}{rate}", flush=True)
     if not table:
         print(json.dumps({"matmul_peak_flops": peak, "rows": [asdict(row) for row in rows]}))
 
