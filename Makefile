@@ -11,7 +11,7 @@ INPUTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench bench-storage bench-data chaos clean
+.PHONY: help demo test check bench bench-storage bench-data bench-quality chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ bench-storage: .venv/.installed-test ## measure what the storage costs a trial a
 
 bench-data: .venv/.installed-test ## measure reading a large table against polars and scikit-learn alone
 	$(BIN)/python -m tests.benchmarks.tables $(ARGS)
+
+bench-quality: .venv/.installed-test ## measure test errors on the tables in DATA=folder against usual searches
+	$(BIN)/python -m tests.benchmarks.quality $(DATA) $(ARGS)
 
 chaos: .venv/.installed-test ## kill workers, crash databases and cut connections at random, and check every promise
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(ARGS)

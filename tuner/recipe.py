@@ -209,7 +209,7 @@ class _Settings:
         if self.drop:
             data.append(f"drop    = {quoted(self.drop, ensure_ascii=False)}   # they seem to name rows only")
         data += [
-            'scaling = "robust"   # median and quartiles, far values clipped smoothly; or standard, quantile',
+            'scaling = { choices = ["robust", "standard"] }   # robust clips far values smoothly; or quantile',
             "# split = { train = 0.6, val = 0.2, test = 0.2 }   # the default at this size",
             *(f"# split = {{ time = {quoted(time)} }}   # if it is to predict what comes later" for time in self.times),
             '# split = { group = "…" }   # if rows of one customer, patient, … must not be on both sides',

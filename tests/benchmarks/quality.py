@@ -1,0 +1,224 @@
+"""How good the networks are at equal wall clock: test error or RMSE on a folder of tables.
+
+For each table, on the same split and the same test rows:
+
+- tuner: the study that ``tuner run DATA --target COLUMN --minutes M`` makes, its winner and its ensemble, refitted over
+  seeds. Its search takes M minutes; refits and baselines come after, and their seconds are printed.
+- plain: what Optuna's examples do, in two processes for M minutes: TPE and Hyperband over networks with a constant
+  learning rate, ReLU, standardised inputs and 27 epochs at most, one plain PyTorch training at a time; the best
+  refitted over the same number of seeds.
+- boosting: scikit-learn's histogram gradient boosting, as ``tuner evaluate`` fits it.
+- RealMLP: pytabkit's RealMLP_TD with its own defaults, where pytabkit is installed.
+
+The folder holds the tables and ``targets.json``: {"file": "target column", …}.
+
+    python -m tests.benchmarks.quality DATA --minutes 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from tuner.data import load_final_data, load_training_data
+from tuner.data.sealed import open_test
+from tuner.learning.device import DeviceData
+from tuner.learning.metrics import score
+from tuner.learning.mlp import MLP
+from tuner.learning.plain import train_alone
+from tuner.learning.randomness import lane_key
+from tuner.learning.trainer import single_thread
+from tuner.recipe import write_recipe
+from tuner.spec import StudySpec, parse_spec
+
+PLAIN_EPOCHS = 27
+PLAIN_PROCESSES = 2
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Mean over seeds, standard deviation (NaN for one), and seconds in all."""
+
+    mean: float
+    sd: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} ± {self.sd:.2g} ({self.seconds:.0f} s)"
+
+
+def tuned(folder: Path, file: str, target: str, minutes: float) -> dict[str, Result]:
+    """The winner, the ensemble and boosting, from one ``tuner run``."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "tuner", "run", str(folder / file), "--target", target, "--ensemble", "-q"]
+        command += ["--minutes", str(minutes), "--storage", f"sqlite:///{scratch}/t.db", "-f", "json"]
+        began = time.perf_counter()
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        seconds = time.perf_counter() - began
+    found = json.loads(done.stdout)["evaluation"]
+    boosting = next(b for b in found["baselines"] if b["name"] == "boosting")
+    return {
+        "tuner": _result(found["test"], seconds),
+        "ensemble": _result(found["ensemble"]["test"], seconds),
+        "boosting": _result(boosting["test"], boosting["seconds"]),
+    }
+
+
+def _result(test: dict[str, Any], seconds: float) -> Result:
+    return Result(mean=test["mean"], sd=float("nan") if test["sd"] is None else test["sd"], seconds=seconds)
+
+
+def plain_spec(folder: Path, file: str, target: str) -> StudySpec:
+    """The split of Tuner's study with a usual search space."""
+    content = write_recipe(file, target, root=folder).content
+    content["data"] = {key: value for key, value in content["data"].items() if key != "scaling"}
+    content["model"] = {}
+    content["training"] = {"schedule": "constant", "max_epochs": PLAIN_EPOCHS}
+    content["search"] = {"trials": 1}
+    content["space"] = {
+        "learning_rate": {"low": 1e-5, "high": 1e-1, "log": True},
+        "batch_size": {"choices": [32, 64, 128, 256]},
+        "weight_decay": {"low": 1e-6, "high": 1e-1, "log": True},
+        "dropout": {"low": 0.0, "high": 0.6},
+        "width": {"low": 16, "high": 512, "log": True},
+        "depth": {"low": 1, "high": 4},
+    }
+    return parse_spec(content)
+
+
+def search_plainly(journal: str, folder: str, file: str, target: str, seconds: str) -> None:
+    """One process of the plain search."""
+    from tuner.search.distributions import suggest
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    single_thread()
+    spec = plain_spec(Path(folder), file, target)
+    data = DeviceData.place(load_training_data(spec, Path(folder)), CPU)
+    study = optuna.create_study(
+        study_name="plain",
+        storage=JournalStorage(JournalFileBackend(journal)),
+        load_if_exists=True,
+        direction=spec.direction,
+        sampler=optuna.samplers.TPESampler(constant_liar=True),
+        pruner=optuna.pruners.HyperbandPruner(min_resource=1, max_resource=PLAIN_EPOCHS, reduction_factor=3),
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        config = spec.trial_config(suggest(trial, spec.search_space))
+        key = lane_key(spec.study.seed, trial.number)
+        value = float("nan")
+        for result in train_alone(
+            MLP(config, data.n_features, data.n_outputs, key=key), config, data, key, spec.study.metric
+        ):
+            value = result.value
+            trial.report(value, result.epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return value
+
+    study.optimize(objective, timeout=float(seconds))
+
+
+def plain(folder: Path, file: str, target: str, minutes: float) -> Result:
+    """The plain search's winner, refitted and tested."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        journal = f"{scratch}/journal"
+        call = "import sys; from tests.benchmarks.quality import search_plainly; search_plainly(*sys.argv[1:])"
+        words = [sys.executable, "-W", "ignore", "-c", call, journal, str(folder), file, target, str(60 * minutes)]
+        crew = [subprocess.Popen(words) for _ in range(PLAIN_PROCESSES)]
+        if any(process.wait() for process in crew):
+            raise RuntimeError("a process of the plain search failed")
+        study = optuna.load_study(study_name="plain", storage=JournalStorage(JournalFileBackend(journal)))
+        best = study.best_trial.params
+    spec = plain_spec(folder, file, target)
+    from tuner.search.distributions import decode
+
+    config = spec.trial_config(decode(best, spec.search_space))
+    final = load_final_data(spec, folder, config.scaling)
+    data = DeviceData.place(final.data, CPU)
+    test = open_test(spec, folder, {config.scaling: final.preprocessing})[config.scaling]
+    values = []
+    for seed in range(spec.final.seeds):
+        model = MLP(config, data.n_features, data.n_outputs, key=lane_key(spec.study.seed, seed, 1))
+        for _ in train_alone(model, config, data, lane_key(spec.study.seed, seed, 1), spec.study.metric):
+            pass
+        with torch.no_grad():
+            outputs = model.eval()(torch.from_numpy(test.x))
+        values.append(float(score(spec.study.metric, outputs, torch.from_numpy(test.y), final.data.only.target_sd)))
+    return Result(mean=float(np.mean(values)), sd=float(np.std(values, ddof=1)), seconds=time.perf_counter() - began)
+
+
+def real_mlp(folder: Path, file: str, target: str) -> Result:
+    """RealMLP_TD with its defaults, one seed, on the standardised and one-hot encoded rows."""
+    pytabkit = import_module("pytabkit")
+    spec = plain_spec(folder, file, target)
+    final = load_final_data(spec, folder, "standard")
+    view = final.data.only
+    test = open_test(spec, folder, {"standard": final.preprocessing})["standard"]
+    began = time.perf_counter()
+    kind = pytabkit.RealMLP_TD_Classifier if spec.task == "classification" else pytabkit.RealMLP_TD_Regressor
+    model = kind(device="cpu", random_state=0, n_cv=1, n_refit=0, verbosity=0)
+    x, y = np.concatenate([view.train.x, view.val.x]), np.concatenate([view.train.y, view.val.y])
+    model.fit(x, y, val_idxs=np.arange(len(view.train), len(x)))
+    said = np.asarray(model.predict(test.x))
+    if spec.task == "classification":
+        value = float((said != test.y).mean())
+    else:
+        value = float(np.sqrt(((said - test.y) ** 2).mean())) * view.target_sd
+    return Result(mean=value, sd=float("nan"), seconds=time.perf_counter() - began)
+
+
+def measured(folder: Path, minutes: float, tables: dict[str, str]) -> Iterator[tuple[str, dict[str, Result]]]:
+    """A row a table, as it is measured."""
+    for file, target in tables.items():
+        row = tuned(folder, file, target, minutes)
+        row["plain"] = plain(folder, file, target, minutes)
+        if find_spec("pytabkit") is not None:
+            row["RealMLP"] = real_mlp(folder, file, target)
+        yield file, row
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--only", action="append", help="a file of the folder; may be given several times")
+    parser.add_argument("-f", "--format", choices=["table", "json"], default="table")
+    arguments = parser.parse_args()
+    targets = arguments.data / "targets.json"
+    if not targets.exists():
+        parser.error(f'{targets}: missing; write it: {{"file.csv": "target column", …}}')
+    tables: dict[str, str] = json.loads(targets.read_text())
+    tables = {file: target for file, target in tables.items() if not arguments.only or file in arguments.only}
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    say: Callable[[str], None] = print if arguments.format == "table" else lambda _: None
+    rows = {}
+    for file, row in measured(arguments.data.resolve(), arguments.minutes, tables):
+        rows[file] = {name: vars(result) for name, result in row.items()}
+        say(f"{file:20} " + "   ".join(f"{name} {result}" for name, result in row.items()))
+    if arguments.format == "json":
+        print(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
