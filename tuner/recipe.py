@@ -28,6 +28,7 @@ from tuner.manager import StudyManager
 from tuner.search import make_sampler
 from tuner.spec import METRICS, DataSection, Metric, SplitSection, StudySpec, parse_spec
 from tuner.trial import Task
+from tuner.words import count
 
 MOST_CLASSES = 50  # different whole numbers that still look like classes
 ROWS_A_CLASS = 10  # and rows that each needs on average
@@ -225,7 +226,7 @@ class _Settings:
         smoothing = "\nlabel_smoothing = { choices = [0.0, 0.05, 0.1] }" if self._smooths else ""
         return "\n".join(
             [
-                f"# {self.rows:,} rows to train on, {self.columns} feature columns. Written by tuner init;",
+                f"# {count(self.rows, 'row')} to train on, {count(self.columns, 'feature column')}. Written by tuner init;",
                 "# everything may be changed. tuner check says what it means, tuner run does it.",
                 "",
                 "[study]",
