@@ -333,3 +333,14 @@ def test_residuals_of_a_regression(manager: StudyManager) -> None:
     assert 40 < found["sd"] < 90, "in the target's own unit"
     assert found["quantiles"]["0.05"] < found["quantiles"]["0.5"] < found["quantiles"]["0.95"]
     assert 0 < found["within"]["0.5"] < found["within"]["1"] <= 1
+
+
+def test_refits_that_diverge_are_told_as_such(manager: StudyManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No number is made up: the score is unknown, the baselines stand, and every text can say so."""
+    finish(manager, study())
+    original = evaluation_module.Refits.outputs
+    monkeypatch.setattr(evaluation_module.Refits, "outputs", lambda *a: original(*a) * torch.nan)
+    report = evaluate(manager, "tiny", device="cpu")
+    assert (report["test"]["mean"], report["test"]["low"], report["mistakes"]) == (None, None, {})
+    assert report["baselines"][0]["test"]["mean"] == pytest.approx(2 / 3)
+    assert evaluation_text(report).startswith("test error  - over 3 refits, 3 of which diverged, 95 % interval - to -")

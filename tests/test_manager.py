@@ -451,3 +451,11 @@ class TestEvaluation:
         assert manager.count_peek("fleet") == 2
         assert manager.evaluation("fleet") == {**first, "peeks": 2}
         assert manager.summary("fleet").evaluation == {**first, "peeks": 2}
+
+    def test_what_is_added_later_replaces_nothing(self, manager: StudyManager) -> None:
+        create(manager, make_spec(9))
+        first = manager.store_evaluation("fleet", {"trial": 3, "ensemble": None})
+        whole = manager.extend_evaluation("fleet", {"trial": 4, "ensemble": {"mean": 0.1, "sd": math.nan}})
+        assert whole == {**first, "ensemble": {"mean": 0.1, "sd": None}}
+        assert manager.extend_evaluation("fleet", {"ensemble": {"mean": 0.2}}) == whole
+        assert manager.evaluation("fleet") == whole

@@ -287,6 +287,10 @@ class Fits:
         )
 
     def _mistakes(self, outputs: Tensor, y: Tensor) -> dict[str, Any]:
+        """Of the refits that did not diverge: the others decide for no class, and their residuals are no numbers."""
+        outputs = outputs[torch.isfinite(outputs).flatten(1).all(1)]
+        if not len(outputs):
+            return {}
         if self.spec.task == "classification":
             return {"classes": class_errors(outputs, y, self.data.classes).as_dict()}
         return {"residuals": residuals(outputs, y, self._view.target_sd).as_dict()}

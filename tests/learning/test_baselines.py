@@ -96,3 +96,10 @@ def test_a_class_without_training_rows_has_no_probability() -> None:
         assert outputs.shape == (300, 3)
         assert np.all(np.exp(outputs[:, 2]) < 1e-10)
         assert np.exp(outputs).sum(1) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_rows_of_a_single_class_are_all_of_it() -> None:
+    x = np.zeros((60, 2), dtype=np.float32)
+    y = np.ones(60, dtype=np.int64)
+    found = fit_baselines((x, y), (x, y), lower_is_better("error"), task="classification", n_outputs=2, metric="error")
+    assert [baseline.outputs(x).argmax(1).tolist() for baseline in found] == [[1] * 60] * 3

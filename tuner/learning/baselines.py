@@ -145,6 +145,8 @@ def _recipes(task: Task, metric: Metric, rows: int, seed: int) -> list[tuple[Bas
 
 def _fitted(model: Any, x: X, y: Y) -> Any:
     """A copy of ``model``, fitted."""
+    if isinstance(model, LogisticRegression | HistGradientBoostingClassifier) and len(np.unique(y)) == 1:
+        model = DummyClassifier(strategy="prior")  # rows of a single class leave nothing else to fit
     model = clone(model)
     if isinstance(model, HistGradientBoostingClassifier) and model.early_stopping:
         # Its held-out share is stratified, which needs two rows of each class.

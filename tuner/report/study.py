@@ -298,7 +298,9 @@ def _test(evaluation: Record) -> str:
     test = evaluation["test"]
     spread = "" if test["sd"] is None else f" ± {number(test['sd'])}"
     interval = f"{100 * test['confidence']:g} % interval {number(test['low'])} to {number(test['high'])}"
-    return f"{number(test['mean'])}{spread} over {count(evaluation['seeds'], 'refit')}, {interval}"
+    diverged = (test.get("values") or []).count(None)
+    lost = f", {diverged} of which diverged" if diverged else ""
+    return f"{number(test['mean'])}{spread} over {count(evaluation['seeds'], 'refit')}{lost}, {interval}"
 
 
 def _gaps(evaluation: Record) -> str:
