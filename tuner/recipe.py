@@ -226,8 +226,8 @@ class _Settings:
         smoothing = "\nlabel_smoothing = { choices = [0.0, 0.05, 0.1] }" if self._smooths else ""
         return "\n".join(
             [
-                f"# {count(self.rows, 'row')} to train on, {count(self.columns, 'feature column')}. Written by tuner init;",
-                "# everything may be changed. tuner check says what it means, tuner run does it.",
+                f"# {count(self.rows, 'row')} to train on, {count(self.columns, 'feature column')}. Written by tuner",
+                "# init; everything may be changed. tuner check says what it means, tuner run does it.",
                 "",
                 "[study]",
                 f"name   = {quoted(self.name)}",

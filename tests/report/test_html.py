@@ -212,8 +212,8 @@ def test_a_study_that_has_not_begun() -> None:
 
 
 def test_bad_input() -> None:
-    assert "no study 'gone'" in tuner("report", "gone", code=2).stderr
     tuner("create", write_study())
+    assert "no study 'gone'" in tuner("report", "gone", code=2).stderr
     Path("folder").mkdir()
     folder = tuner("report", "tiny", "-o", "folder", code=2).stderr
     assert "folder is a folder; give a file in it: -o folder/report.html" in folder
