@@ -28,11 +28,21 @@ from tuner.storage.artifacts import below, parse_root
 from tuner.storage.checkpoints import CheckpointStore
 from tuner.storage.database import OPEN_PATIENCE_S, PATIENCE_S, Database, now, open_database, sqlite_file
 from tuner.storage.ledger import Ledger
-from tuner.storage.overview import BestTrial, CurvePoint, RungRow, StudySummary, TrialRow, WorkerRow
+from tuner.storage.overview import BestTrial, CurvePoint, PlaceRow, RungRow, StudySummary, TrialRow, WorkerRow
 from tuner.storage.schema import checkpoints, curves, evaluations, rungs, slots, studies, workers
 from tuner.words import minutes
 
-__all__ = ["BestTrial", "CurvePoint", "Digests", "RungRow", "StudyManager", "StudySummary", "TrialRow", "WorkerRow"]
+__all__ = [
+    "BestTrial",
+    "CurvePoint",
+    "Digests",
+    "PlaceRow",
+    "RungRow",
+    "StudyManager",
+    "StudySummary",
+    "TrialRow",
+    "WorkerRow",
+]
 
 _TABLES: tuple[Table, ...] = (slots, rungs, curves, checkpoints, workers, evaluations, studies)
 _CHUNK = 50_000  # slots in one insert
@@ -266,6 +276,11 @@ class StudyManager:
         """The learning curves of all trials that have one, by number."""
         study_id = self._study(name).study_id
         return self._database.read(lambda connection: overview.curves_of(connection, study_id))
+
+    def places(self, name: str) -> list[PlaceRow]:
+        """How many slots are where, by bracket (in the order of the deal), rung and state."""
+        study_id = self._study(name).study_id
+        return self._database.read(lambda connection: overview.places(connection, study_id))
 
     def rungs(self, name: str) -> list[RungRow]:
         """Every result that a trial had at a rung, by trial and rung."""

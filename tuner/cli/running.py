@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ from tuner.cli.options import (
     storage_options,
     target_option,
 )
-from tuner.cli.progress import Progress, progress
+from tuner.cli.progress import Live, Progress, Watch, progress
 from tuner.cli.signals import leave_on_signal, set_at_end_of_input
 from tuner.report.layout import count
 
@@ -139,9 +141,9 @@ def _train(
 ) -> bool:
     """Train with local workers until the study is over or a signal comes; whether one came."""
     from tuner.launch.local import LocalWorkers, devices_for, follow
-    from tuner.search import plan, total_epochs
 
-    name, epochs = spec.study.name, total_epochs(plan(spec))
+    name = spec.study.name
+    watch = Watch(manager, name)
     devices = devices_for(device, workers, spec.total_trials)
     view.say(f"{name}: starting {count(len(devices), 'worker')}")
 
@@ -155,7 +157,7 @@ def _train(
     ):
         if leashed:
             set_at_end_of_input(stop)
-        follow(manager, name, crew, stop=stop, show=lambda summary: view.show(summary, epochs))
+        follow(manager, name, crew, stop=stop, show=lambda summary: view.show(watch, summary))
         if stop.is_set():
             view.say("interrupted: the workers finish their epoch and save; again to leave at once")
     return stop.is_set()
@@ -214,13 +216,11 @@ def worker(
             view.say(f"{name}: {state}")
         return
 
-    def say(text: str) -> None:
-        if not quiet:
-            click.echo(f"{name}: {text}", err=True)
-
     working = threading.Event()
 
     def leave_at_once() -> None:
+        if not quiet and sys.stderr.isatty():
+            os.write(2, b"\x1b[?25h")  # the live view hid the cursor
         os._exit(EXIT_INTERRUPTED)
 
     def leave_unless_working() -> None:
@@ -228,20 +228,25 @@ def worker(
         if not working.is_set():
             leave_at_once()
 
-    notice = "" if quiet else f"{name}: finishing the epoch, then leaving; again to leave at once"
-    with leave_on_signal(leave_at_once, on_first=leave_unless_working, notice=notice) as stop:
+    notice = f"{name}: finishing the epoch, then leaving; again to leave at once"
+    view = progress(quiet=quiet)
+    # A line written in the middle of a live view would spoil it; elsewhere it must not wait for anything.
+    at_once = "" if quiet or isinstance(view, Live) else notice
+    with leave_on_signal(leave_at_once, on_first=leave_unless_working, notice=at_once) as stop:
         if leashed:
             set_at_end_of_input(stop, on_end=leave_unless_working)
-        with open_manager(storage, artifacts) as manager:
+        with open_manager(storage, artifacts) as manager, view:
             manager.admit(name)  # refuses before the slow import
-            say(f"joining, on {device}")
+            view.say(f"{name}: joining, on {device}")
             from tuner.worker import run_worker
 
             working.set()
-            run_worker(manager, name, device=device, stop=stop)
+            with nullcontext() if quiet else Watch(manager, name).shown_in(view, stop, "" if at_once else notice):
+                run_worker(manager, name, device=device, stop=stop)
             state = manager.summary(name).state
             if state != "running":  # others, who are still at work, will say it
                 write_note(manager, name)
         if stop.is_set() and state not in ("finished", "stopped"):
             context.exit(EXIT_INTERRUPTED)
-        say(state)
+        if not quiet:
+            click.echo(f"{name}: {state}", err=True)

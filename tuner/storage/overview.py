@@ -15,7 +15,7 @@ from tuner.storage import records
 from tuner.storage.agreement import stored_spec
 from tuner.storage.crew import union_s, worker_name
 from tuner.storage.database import now
-from tuner.storage.schema import UNFINISHED, curves, evaluations, rungs, slots, workers
+from tuner.storage.schema import UNFINISHED, State, curves, evaluations, rungs, slots, workers
 from tuner.trial import Value
 
 LIVE_S = 30.0  # seconds without a heartbeat after which a worker counts as dead
@@ -140,6 +140,17 @@ class RungRow:
     value: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlaceRow:
+    """How many slots of one bracket are at one rung in one state; ``running``: how many of them are being trained."""
+
+    bracket: int
+    rung: int
+    state: State
+    slots: int
+    running: int
+
+
 def trials(connection: Connection, study_id: int) -> list[TrialRow]:
     """Every trial, by number."""
     query = (
@@ -173,6 +184,17 @@ def curves_of(connection: Connection, study_id: int, number: int | None = None) 
         point = CurvePoint(epoch=row.epoch, value=row.value, train_loss=row.train_loss, val_loss=row.val_loss)
         found.setdefault(row.number, []).append(point)
     return found
+
+
+def places(connection: Connection, study_id: int) -> list[PlaceRow]:
+    """How many slots are where, by bracket, rung and state."""
+    running = case((and_(slots.c.state == "leased", slots.c.lease_until > now()), 1), else_=0)
+    keys = (slots.c.bracket, slots.c.rung, slots.c.state)
+    query = select(*keys, func.count().label("slots"), func.sum(running).label("running"))
+    return [
+        PlaceRow(bracket=row.bracket, rung=row.rung, state=row.state, slots=row.slots, running=int(row.running))
+        for row in connection.execute(query.where(slots.c.study_id == study_id).group_by(*keys))
+    ]
 
 
 def results(connection: Connection, study_id: int) -> list[RungRow]:

@@ -1,0 +1,135 @@
+"""Progress: a live view on a real terminal that leaves nothing behind, plain lines elsewhere."""
+
+import threading
+
+import pytest
+
+from tests.cli.command import TINY, tuner, tuner_json, wait_until, write_study
+from tests.cli.terminal import Terminal
+from tuner.cli.progress import Plain, Watch
+from tuner.manager import StudyManager
+from tuner.report.standing import RungStanding, progress_bar, sparkline, standing
+from tuner.search import Bracket, Rung
+from tuner.storage.overview import PlaceRow
+
+pytestmark = pytest.mark.usefixtures("workdir")
+
+LONG = (
+    TINY.replace("sklearn:iris", "sklearn:digits")
+    .replace('pruner = "none"', 'pruner = "hyperband"')
+    .replace("trials = 3", "trials = 400")
+    .replace("max_epochs = 4", "max_epochs = 27")
+    .replace("batch_size = 32", "batch_size = 4")
+)
+
+
+def test_a_run_on_a_terminal() -> None:
+    study = write_study(TINY.replace("max_epochs = 4", "max_epochs = 300"))
+    with Terminal("run", study, "--workers", "1", "--device", "cpu") as terminal:
+        code, shown = terminal.finish()
+    assert code == 0, shown
+    assert shown.startswith("tiny: 3 of 3 trials done"), "the view is gone, the summary is there"
+    assert "in flight" not in shown
+    assert "test error" in shown
+    assert not terminal.cursor_hidden
+    assert b"in flight" in terminal.raw
+
+
+def test_brackets_fill_and_ctrl_c_leaves_a_clean_screen() -> None:
+    with Terminal("run", write_study(LONG), "--workers", "1", "--device", "cpu") as terminal:
+        view = terminal.wait_until(lambda shown: "in flight" in shown and "bracket" in shown)
+        assert "tiny  random sampler, hyperband pruner" in view
+        (header,) = [line for line in view.splitlines() if line.startswith("bracket")]
+        assert header.split() == ["bracket", "1", "epoch", "3", "epochs", "9", "epochs", "27", "epochs"]
+        rows = [line for line in view.splitlines() if "/" in line and line[:1].isdigit()]
+        assert [row[0] for row in rows] == ["3", "2", "1", "0"]
+        assert "of 400 trials" in view
+        for columns, lines in ((60, 20), (100, 12), (140, 40)):
+            terminal.resize(columns, lines)
+            terminal.wait_until(lambda shown: "in flight" in shown)
+        assert terminal.cursor_hidden
+        terminal.press_ctrl_c()
+        code, shown = terminal.finish()
+    assert code == 130, shown
+    assert "of 400 trials are over and everything is saved; the same command goes on from here" in shown
+    assert "in flight" not in shown.splitlines()[-1]
+    assert not terminal.cursor_hidden
+    assert tuner_json("show", "tiny")["trials"]["running"] == 0
+
+
+def test_a_worker_on_a_terminal() -> None:
+    tuner("create", write_study(LONG))
+    with Terminal("worker", "tiny", "--device", "cpu", columns=70, lines=24) as terminal:
+        view = terminal.wait_until(lambda shown: "1 worker," in shown and "in flight" in shown)
+        assert max(map(len, view.splitlines())) <= 70
+        terminal.press_ctrl_c()
+        code, shown = terminal.finish()
+    assert (code, "in flight" in shown, terminal.cursor_hidden) == (130, False, False)
+
+
+def test_quiet_is_quiet() -> None:
+    tuner("create", write_study())
+    with Terminal("worker", "tiny", "--device", "cpu", "--quiet") as terminal:
+        assert terminal.finish() == (0, "")
+    assert terminal.raw == b""
+
+
+def test_off_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    tuner("create", write_study())
+    err = tuner("worker", "tiny", "--device", "cpu").stderr
+    assert (err.splitlines()[0], err.splitlines()[-1]) == ("tiny: joining, on cpu", "tiny: finished")
+    assert "\x1b" not in err
+    with StudyManager("sqlite:///tuner.db") as manager:
+        watch, view, stop = Watch(manager, "tiny"), Plain(), threading.Event()
+        said = ""
+
+        def seen(text: str) -> bool:
+            nonlocal said
+            said += capsys.readouterr().err
+            return text in said
+
+        with watch.shown_in(view, stop, "leaving"):
+            wait_until(lambda: seen("of 12 epochs, 3 complete, 0 pruned of 3 trials"))
+            stop.set()
+            wait_until(lambda: seen("leaving"))
+    assert said.startswith("tiny: 0.")
+    assert len(said.splitlines()) == 2, "a line every few seconds, not at every look"
+
+
+# The parts
+
+DEALT = (
+    Bracket(index=1, rungs=(Rung(size=3, epochs=1), Rung(size=1, epochs=3))),
+    Bracket(index=0, rungs=(Rung(size=2, epochs=3),)),
+    Bracket(index=1, rungs=(Rung(size=3, epochs=1), Rung(size=1, epochs=3))),
+)
+
+
+def place(bracket: int, rung: int, state: str, slots: int, running: int = 0) -> PlaceRow:
+    return PlaceRow(bracket=bracket, rung=rung, state=state, slots=slots, running=running)  # type: ignore[arg-type]
+
+
+def test_standing_adds_up_brackets_of_a_kind() -> None:
+    places = [
+        place(0, 0, "pruned", 2),
+        place(0, 1, "leased", 1, 1),
+        place(1, 0, "complete", 1),
+        place(1, 0, "leased", 1),  # its worker is gone
+        place(2, 0, "waiting", 3),
+    ]
+    first = RungStanding(bracket=1, epochs=1, planned=6, done=3, running=0)
+    second = RungStanding(bracket=1, epochs=3, planned=2, done=0, running=1)
+    last = RungStanding(bracket=0, epochs=3, planned=2, done=1, running=0)
+    assert standing(DEALT, places) == [first, second, last]
+    begun = standing(DEALT, places, begun_only=True)
+    assert [rung.planned for rung in begun] == [3, 1, 2]
+    assert standing(DEALT, []) == []
+
+
+def test_bars_and_sparklines_of_nothing_much() -> None:
+    assert sparkline([float("nan"), None], 5) == "  "
+    assert sparkline([1.0], 5) == "▁"
+    assert len(sparkline([float(i) for i in range(1000)], 13)) == 13
+    assert progress_bar(0, 0, 0, 3) == "···"
+    assert progress_bar(100, 1, 1, 2) == "█▒"
+    assert progress_bar(5, 1, 1, 0) == ""
