@@ -1,7 +1,11 @@
 """Predictions of files: every format in any batches gives what the model gives, and bad files give nothing."""
 
+import errno
 import gzip
+import io
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +13,7 @@ import polars as pl
 import pytest
 
 from tests.models import mixed_table, model
-from tuner.errors import DataError
+from tuner.errors import DataError, StorageError
 from tuner.predict import predict_file
 
 
@@ -129,3 +133,26 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         predict_file(model(mixed_table()), data, tmp_path / "none" / "p.csv")
     with pytest.raises(DataError, match="no such file"):
         predict_file(model(mixed_table()), tmp_path / "b.csv", None)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "raised", "message"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), BrokenPipeError, None),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            StorageError,
+            "standard output cannot .*No space",
+        ),
+    ],
+)
+def test_whoever_reads_may_go_and_disks_may_be_full(
+    trouble: OSError, raised: type[OSError], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Buffer(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise trouble
+
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=Buffer()))
+    with pytest.raises(raised, match=message):
+        predict_file(model(mixed_table()), written(mixed_table(3), tmp_path / "a.csv"), None)

@@ -17,7 +17,7 @@ import polars as pl
 
 from tuner.data.columns import listed
 from tuner.data.sources import NULL_VALUES
-from tuner.errors import DataError
+from tuner.errors import DataError, StorageError
 from tuner.model import TunedModel
 
 BATCH_ROWS = 65_536
@@ -37,7 +37,8 @@ def predict_file(model: TunedModel, data: Path, out: Path | None, *, batch_rows:
     the model gives probabilities.
 
     data: CSV (gzipped or not), Parquet or NPZ. out: a file, which appears when it is whole; None: standard output.
-    Raises DataError when the file cannot be read or columns are missing; then nothing is written.
+    Raises DataError when the file cannot be read or columns are missing, StorageError when there is no room for the
+    answers; then no file is left. BrokenPipeError when whoever read the standard output has gone.
     """
     batches, names = _batches(data, model, batch_rows)
     wanted = [column.name for column in model.schema.columns]
@@ -54,9 +55,18 @@ def predict_file(model: TunedModel, data: Path, out: Path | None, *, batch_rows:
             if batch is None:
                 raise DataError(f"{data}: has no rows to predict")
             coming = reader.submit(next, batches, None)
-            answered(model, batch).write_csv(file, include_header=rows == 0)
+            _write(answered(model, batch), file, out, header=rows == 0)
             rows += batch.height
     return Predicted(rows=rows, notes=tuple(notes))
+
+
+def _write(answers: pl.DataFrame, file: IO[bytes], out: Path | None, *, header: bool) -> None:
+    try:
+        answers.write_csv(file, include_header=header)
+    except OSError as error:  # polars makes one kind of them all
+        if out is None and "Broken pipe" in str(error):
+            raise BrokenPipeError from None
+        raise StorageError(f"{out or 'standard output'} cannot be written: {error}") from None
 
 
 def answered(model: TunedModel, batch: pl.DataFrame) -> pl.DataFrame:
