@@ -147,6 +147,23 @@ def test_the_dashboards_data_hold_every_trial_and_its_curve(storage: str, addres
         assert len(points) == trial.epochs
 
 
+def test_trials_carry_what_one_asks_of_them(storage: str) -> None:
+    (listed,) = optuna.get_all_study_summaries(storage)
+    assert listed.study_name == "curves"
+    with StudyManager(storage) as manager:
+        rows = {row.number: row for row in manager.trials("curves")}
+        (worker,) = manager.workers("curves")
+        for trial in optuna.load_study(study_name="curves", storage=storage).trials:
+            row, last = rows[trial.number], manager.curve("curves", trial.number)[-1]
+            told = {"train_loss": last.train_loss, "val_loss": last.val_loss, "worker": worker.worker, "device": "cpu"}
+            told |= {"epochs": row.epochs, "bracket": row.bracket, "rung": row.rung}
+            assert last.train_loss is not None
+            assert last.val_loss is not None
+            told |= {"generalization_gap": last.val_loss - last.train_loss}
+            assert told.items() <= trial.user_attrs.items()
+            assert trial.user_attrs.get("reason") == row.reason
+
+
 def test_trials_are_read_as_optuna_reads_them(storage: str) -> None:
     plain, ours = optuna.storages.RDBStorage(storage), Shown(storage)
     assert ours.get_all_trials(1) == plain.get_all_trials(1) == ours._get_trials(1, None, set(), -1)

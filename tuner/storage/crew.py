@@ -74,11 +74,17 @@ def bury(connection: Connection, study_id: int, host: str, pid: int) -> list[int
     return list(ids)
 
 
+def hands(connection: Connection, ids: Iterable[int | None]) -> dict[int, tuple[str, str]]:
+    """What people call some workers, and what they work with: (name, device) by id."""
+    wanted = sorted({i for i in ids if i is not None})
+    columns = (workers.c.id, workers.c.host, workers.c.pid, workers.c.device)
+    rows = connection.execute(select(*columns).where(workers.c.id.in_(wanted)))
+    return {row.id: (worker_name(row.host, row.pid), row.device) for row in rows}
+
+
 def names(connection: Connection, ids: Iterable[int | None]) -> dict[int, str]:
     """What people call some workers, by id."""
-    wanted = sorted({i for i in ids if i is not None})
-    rows = connection.execute(select(workers.c.id, workers.c.host, workers.c.pid).where(workers.c.id.in_(wanted)))
-    return {row.id: worker_name(row.host, row.pid) for row in rows}
+    return {key: name for key, (name, _) in hands(connection, ids).items()}
 
 
 def worker_name(host: str, pid: int) -> str:

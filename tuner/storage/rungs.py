@@ -24,7 +24,7 @@ from tuner.search import hyperband
 from tuner.spec import StudySpec
 from tuner.storage import bulk, crew, records
 from tuner.storage.database import clock
-from tuner.storage.schema import State, rungs, slots, studies
+from tuner.storage.schema import State, curves, rungs, slots, studies
 from tuner.words import count
 
 _OPTUNA_STATE = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -383,7 +383,7 @@ class Rungs:
         """Bring slots, and Optuna's trials with them, to their last state."""
         if not endings:
             return
-        names = crew.names(connection, [ending.worker_id for ending in endings])
+        hands = crew.hands(connection, [ending.worker_id for ending in endings])
         rows = []
         for ending in endings:
             value, kind = (None, None) if ending.value is None else records.stored_value(ending.value)
@@ -400,14 +400,21 @@ class Rungs:
             }
             rows.append(row)
         bulk.insert(connection, slots, rows, conflict="update")
+        losses = self._last_losses(connection, [ending.number for ending in endings])
         finishes = []
         for ending in endings:
-            attrs = {
+            worker, device = hands.get(ending.worker_id or 0, (None, None))
+            train, val = losses.get(ending.number, (None, None))
+            attrs = {  # what optuna-dashboard lists beside each trial
                 "epochs": ending.epochs,
                 "bracket": ending.bracket,
                 "rung": ending.rung,
                 "reason": ending.reason,
-                "worker": names.get(ending.worker_id) if ending.worker_id is not None else None,
+                "train_loss": train,
+                "val_loss": val,
+                "generalization_gap": None if train is None or val is None else val - train,
+                "worker": worker,
+                "device": device,
             }
             finishes.append(
                 records.Finish(
@@ -419,6 +426,20 @@ class Rungs:
             )
             {"complete": tally.completed, "pruned": tally.pruned}.get(ending.state, tally.failed).add(ending.number)
         records.finish_trials(connection, finishes, clock(connection))
+
+    def _last_losses(
+        self, connection: Connection, numbers: Sequence[int]
+    ) -> dict[int, tuple[float | None, float | None]]:
+        """(training loss, validation loss) of each slot's last epoch, None where it was not finite."""
+        at = and_(
+            curves.c.study_id == slots.c.study_id, curves.c.number == slots.c.number, curves.c.epoch == slots.c.epochs
+        )
+        found = select(curves.c.number, curves.c.train_loss, curves.c.val_loss).select_from(slots.join(curves, at))
+        return {
+            row.number: (row.train_loss, row.val_loss)
+            for some in records.batched(numbers)
+            for row in connection.execute(found.where(slots.c.study_id == self.study_id, slots.c.number.in_(some)))
+        }
 
 
 def unleased(state: State) -> dict[str, Any]:
