@@ -23,6 +23,7 @@ from optuna_dashboard import get_note, save_note, wsgi
 
 from tests.browser import browser_page, has_browser
 from tests.cli.command import start, tuner
+from tests.storage.servers import lay_tables
 from tuner.dashboard import SHOWN_POINTS, SHOWN_TRIALS, Guard, Shown, check_address, representatives, stride
 from tuner.errors import BadInputError
 from tuner.manager import StudyManager
@@ -351,6 +352,7 @@ def test_the_password(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_edits_are_let_through_but_no_renaming(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
+    lay_tables(url)
     for name in ("kept", "gone"):
         optuna.create_study(storage=url, study_name=name)
     with served(url, "--allow-edits", "--allow-host", "tuner.example") as address:
@@ -414,6 +416,7 @@ def test_other_addresses_need_a_password() -> None:
 
 @pytest.mark.usefixtures("workdir")
 def test_a_port_that_is_taken() -> None:
+    lay_tables("sqlite:///tuner.db")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         message = tuner("dashboard", "--port", str(port), code=2).stderr
@@ -425,5 +428,7 @@ def test_a_port_that_is_taken() -> None:
 @pytest.mark.usefixtures("workdir")
 def test_a_host_that_is_not_here_and_a_database_that_never_answers() -> None:
     tuner("dashboard", "--host", "0.0.0.0", code=2)
+    assert "there is no file tuner.db" in tuner("dashboard", code=1).stderr
+    assert not Path("tuner.db").exists()
     dead = "postgresql://me@127.0.0.1:9/x"
     assert "127.0.0.1:9" in tuner("dashboard", "--storage", dead, "--wait", "0.2", code=1).stderr

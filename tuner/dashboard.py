@@ -400,7 +400,7 @@ def serve(
     Raises BadInputError for an address that cannot be used, StorageError when the database cannot.
     """
     check_address(host, password)
-    database = open_database(storage, open_patience_s=wait_s)  # with its tables, and the messages of ours
+    database = open_database(storage, create=False, open_patience_s=wait_s)  # for its messages
     try:
         shown = database.optuna_storage(kind=Shown)
     finally:
