@@ -3,7 +3,8 @@
 optuna-dashboard has no login, checks no Host header, lets anybody delete a study and shows uploaded HTML on its own
 origin. :class:`Guard` stands before it, as plain WSGI, and refuses all of that with the reason. It also reads every
 trial of a study anew for every look, one object each: of 20,000 trials that is 41 MiB of JSON after 17 seconds on two
-CPU cores. :class:`Shown` reads in a handful of statements, and of a large study one trial in every few: 3.4 MiB after 1.2.
+CPU cores. :class:`Shown` reads in a handful of statements, and of a large study one trial in every few: 3.4 MiB after
+1.2 seconds.
 """
 
 from __future__ import annotations
