@@ -205,8 +205,44 @@ class TestBad:
                 "data.split: train + val + test must be 1, they add up to 1.1",
             ),
             (
-                {"data": {"split": {"train": 0.8, "val": 0.2, "test": 0}}},
-                "data.split.test: should be greater than 0, got 0",
+                {"data": {"split": {"train": 0.8, "val": 0, "test": 0.2}}},
+                "data.split.val: should be greater than 0, got 0",
+            ),
+            (
+                {"data": {"split": {"column": "part", "file": "parts.json"}}},
+                "data.split: column and file are two ways to split; keep one of them",
+            ),
+            (
+                {"data": {"split": {"column": "part", "test": 0.2}}},
+                "data.split: column says where each row belongs; drop test",
+            ),
+            (
+                {"data": {"split": {"folds": 5, "val": 0.2}}},
+                "data.split: folds share what is not test, so each row validates once; drop val",
+            ),
+            (
+                {"data": {"split": {"folds": 1}}},
+                "data.split.folds: one fold leaves no rows to train on; give 2 or more, or leave folds out",
+            ),
+            (
+                {"data": {"split": {"train": 0.8}}},
+                "data.split: train, val and test belong together; give all three shares, or none",
+            ),
+            (
+                {"data": {"split": {"group": "a", "time": "b"}}},
+                "data.split: group and time are two ways to split; keep one of them",
+            ),
+            (
+                {"data": {"split": {"time": "b", "stratify": True}}},
+                "data.split: stratify: is for a random split, this one is by time; drop one of them",
+            ),
+            (
+                {"data": {"split": {"folds": 3}}, "final": {"fit_on": "train"}},
+                "final.fit_on: with folds every row is a train row of some fold; drop fit_on",
+            ),
+            (
+                {"data": {"split": {"folds": 3}}, "training": {"patience": 5}},
+                "data.split.folds: the refit on train+val leaves no rows to stop early on; drop training.patience",
             ),
             (
                 {"study": {"metric": "auc"}},
