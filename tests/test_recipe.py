@@ -116,3 +116,13 @@ def test_a_stored_study_goes_on_as_it_is(tmp_path: Path, monkeypatch: pytest.Mon
             study_of_table(manager, tmp_path / "t.csv", "city")
         other, _ = study_of_table(manager, tmp_path / "t.csv", "city", name="other", trials=7)
         assert (other.study.name, other.search.trials, other.search.minutes) == ("other", 7, None)
+
+
+@pytest.mark.parametrize("target", ['say "yes"', "back\\slash", "🎯 ü", "a\x7fb", "tab\there", "='x' # no comment"])
+def test_any_column_name_can_be_written_down(target: str, tmp_path: Path) -> None:
+    n = 60
+    pl.DataFrame({"x": np.arange(n) % 7, f"{target} id": np.arange(n), target: np.arange(n) % 2}).write_parquet(
+        tmp_path / "t.parquet"
+    )
+    data = write_recipe("t.parquet", target, root=tmp_path).spec.data
+    assert (data.target, data.drop) == (target, (f"{target} id",))

@@ -203,12 +203,12 @@ class _Settings:
     epochs: int
 
     def text(self) -> str:
-        quoted = json.dumps
+        quoted = _quoted
         data = [f"source  = {quoted(self.source)}"]
         if self.target is not None:
             data.append(f"target  = {quoted(self.target)}{self.classes}")
         if self.drop:
-            data.append(f"drop    = {quoted(self.drop, ensure_ascii=False)}   # they seem to name rows only")
+            data.append(f"drop    = [{', '.join(map(quoted, self.drop))}]   # they seem to name rows only")
         data += [
             'scaling = { choices = ["robust", "standard"] }   # robust clips far values smoothly; or quantile',
             "# split = { train = 0.6, val = 0.2, test = 0.2 }   # the default at this size",
@@ -271,6 +271,11 @@ class _Settings:
     @property
     def _others(self) -> list[str]:
         return [name for name, rule in METRICS.items() if rule.task == self.task and name != self.metric]
+
+
+def _quoted(text: str) -> str:
+    """A TOML string: JSON's, but for DEL, and for what JSON writes as two escapes, of which TOML takes neither."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _read(source: str, target: str | None, root: Path, metric: Metric | None) -> tuple[Task, Table]:
