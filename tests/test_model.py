@@ -161,6 +161,26 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
         TunedModel.load(folder)
 
 
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, PREPROCESSING])
+@pytest.mark.parametrize("content", [b"", b"{}", b"x\n"])
+def test_a_file_changed_together_with_its_hash(name: str, content: bytes, tmp_path: Path) -> None:
+    folder = saved(model(mixed_table()), tmp_path / "m")
+    (folder / name).write_bytes(content)
+    write_manifest(folder)
+    with pytest.raises(ModelError, match="no model that can be read"):
+        TunedModel.load(folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, PREPROCESSING])
+def test_a_file_without_a_hash(name: str, tmp_path: Path) -> None:
+    folder = saved(model(mixed_table()), tmp_path / "m")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["sha256"][name]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match=f"no hash of {name}"):
+        TunedModel.load(folder)
+
+
 def test_a_type_that_is_not_trusted_is_never_built(tmp_path: Path) -> None:
     """Whoever can write the folder can write the hashes, too; still nothing of theirs is run."""
     from skops import io

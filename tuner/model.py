@@ -85,7 +85,13 @@ class TunedModel:
         """Read a folder that ``tuner export`` wrote. Raises ModelError when its files are not what was exported."""
         folder = Path(folder)
         verify(folder)
-        return _read(folder)
+        try:
+            return _read(folder)
+        except ModelError:
+            raise
+        except Exception as error:  # a file that was changed together with its hash raises whatever its reader does
+            told = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise ModelError(f"{folder}: is no model that can be read ({told}); export it again") from error
 
     def save(self, folder: Path) -> None:
         """Write weights, preprocessing and config into a folder that is there. :func:`write_manifest` comes last."""
@@ -249,7 +255,9 @@ def verify(folder: Path) -> None:
         raise ModelError(f"{folder}: {MANIFEST} cannot be read; export the model again") from None
     if version != FORMAT:
         raise ModelError(f"{folder}: is of format {version}, this Tuner reads format {FORMAT}; use the other version")
-    missing = [name for name in {*files, CONFIG, WEIGHTS, PREPROCESSING} if not (folder / name).is_file()]
+    if unlisted := sorted({CONFIG, WEIGHTS, PREPROCESSING} - set(files)):
+        raise ModelError(f"{folder}: {MANIFEST} has no hash of {', '.join(unlisted)}; export the model again")
+    missing = [name for name in files if not (folder / name).is_file()]
     if missing := [name for name in missing if name != CARD]:
         raise ModelError(f"{folder}: {', '.join(sorted(missing))} missing; export the model again")
     changed = [name for name, hashed in files.items() if name != CARD and _sha256(folder / name) != hashed]
