@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 import torch
@@ -130,6 +131,27 @@ def test_several_workers() -> None:
 def test_bad_input(X: Any, y: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TunedMLPClassifier(**SMALL).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("columns", "y", "message"),
+    [
+        ({"a": pd.period_range("2020-01", periods=20, freq="M")}, [0, 1] * 10, r"column 'a' holds period\[M\]"),
+        ({"a": [np.inf, 1.0] * 10}, [0, 1] * 10, "^X: column 'a' has 10 infinite of 20 values"),
+        ({"a": range(20)}, [None, "yes"] * 10, "y holds missing values"),
+        ({"a": range(20), "b": range(20)}, [0, 1] * 10, "several columns named 'a'"),
+    ],
+)
+def test_bad_frames(columns: dict[str, Any], y: Any, message: str) -> None:
+    frame = pd.DataFrame(columns).rename(columns={"b": "a"})
+    with pytest.raises(ValueError, match=message):
+        TunedMLPClassifier(**SMALL).fit(frame, pd.Series(y))
+
+
+@pytest.mark.parametrize(("estimator", "metric"), [(TunedMLPClassifier, "rmse"), (TunedMLPRegressor, "wrongness")])
+def test_a_metric_of_another_kind_of_target(estimator: Any, metric: str) -> None:
+    with pytest.raises(ValueError, match=f"metric: '{metric}' is none for"):
+        estimator(**SMALL, metric=metric).fit(*IRIS)
 
 
 def test_nothing_else_is_there() -> None:

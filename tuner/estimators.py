@@ -42,13 +42,14 @@ from tuner.manager import StudyManager
 from tuner.model import TunedModel
 from tuner.plan import create_study
 from tuner.recipe import write_recipe
-from tuner.spec import Metric, StudySpec, parse_spec
+from tuner.spec import METRICS, Metric, StudySpec, metrics_for, parse_spec
+from tuner.trial import Task
 from tuner.worker import run_worker
 
 VALIDATION_SHARE = 0.25
 TRIALS = 100  # of a search that is given neither trials nor minutes
 FEWEST_ROWS = 4
-_NAME, _TARGET = "fit", "target"
+_NAME, _TARGET, _ROWS = "fit", "target", "rows.parquet"
 
 
 class _TunedMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
@@ -86,10 +87,13 @@ class _TunedMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         """Run the study. Raises ValueError for input that no study can be made of."""
         if frame.height < FEWEST_ROWS:
             raise ValueError(f"n_samples={frame.height}: a search needs at least {FEWEST_ROWS} rows; give more")
+        task: Task = "classification" if isinstance(self, ClassifierMixin) else "regression"
+        if self.metric is not None and (self.metric not in METRICS or METRICS[self.metric].task != task):
+            raise ValueError(f"metric: {self.metric!r} is none for {task}; known: {metrics_for(task)}")
         name = next(n for n in (_TARGET, *(f"{_TARGET}_{i}" for i in range(frame.width + 1))) if n not in frame.columns)
         with tempfile.TemporaryDirectory(prefix="tuner-") as folder, _torch_left_alone():
             root = Path(folder)
-            frame.with_columns(pl.Series(name, target)).write_parquet(root / "rows.parquet")
+            frame.with_columns(pl.Series(name, target)).write_parquet(root / _ROWS)
             try:
                 with StudyManager(f"sqlite:///{root}/study.db", root) as manager:
                     create_study(manager, self._spec(root, name, stratify), root)
@@ -97,7 +101,7 @@ class _TunedMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
                     trained = trained_model(manager, _NAME, ensemble=self.ensemble, device=self.device)
                     best = manager.best(_NAME)
             except BadInputError as error:
-                raise ValueError(str(error)) from error
+                raise ValueError(str(error).replace(f"{_ROWS}: ", "X: ")) from error
         assert best is not None
         self.model_: TunedModel = trained.model
         self.best_params_: dict[str, Any] = dict(best.params)
@@ -111,7 +115,7 @@ class _TunedMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         minutes = self.minutes
         trials = TRIALS if self.trials is None and minutes is None else self.trials
         recipe = write_recipe(
-            "rows.parquet", target, root=root, name=_NAME, metric=metric, minutes=minutes, seed=seed, drop=False
+            _ROWS, target, root=root, name=_NAME, metric=metric, minutes=minutes, seed=seed, drop=False
         )
         content = recipe.content
         split = {"train": 1 - VALIDATION_SHARE, "val": VALIDATION_SHARE, "test": 0.0}
@@ -130,11 +134,14 @@ class _TunedMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     def _frame(self, X: Any, *, reset: bool) -> pl.DataFrame:
         """The rows as a frame: columns of a polars or pandas frame by their names, of anything else x0, x1, …"""
         if isinstance(X, pl.DataFrame) or hasattr(X, "iloc"):
+            names = [str(name) for name in X.columns]
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"X has several columns named {repeated[0]!r}; give every column its own name")
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, X, reset=reset)
             if isinstance(X, pl.DataFrame):
                 return X
-            return pl.DataFrame([_series(X[name]).alias(str(name)) for name in X.columns])
+            return pl.DataFrame([_series(X[column]).alias(name) for column, name in zip(X.columns, names, strict=True)])
         checked = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite="allow-nan")
         return pl.DataFrame(checked, schema=[f"x{i}" for i in range(checked.shape[1])], orient="row")
 
@@ -154,7 +161,8 @@ class TunedMLPClassifier(ClassifierMixin, _TunedMLP):  # type: ignore[misc]
     def fit(self, X: Any, y: Any) -> Self:
         """X: (n, D) numbers, missing ones NaN, or a frame with columns of any kind; y: (n,) classes.
 
-        Raises ValueError for fewer than four rows, a single class, or infinite values.
+        Raises ValueError for fewer than four rows, a single class, infinite values, columns of other things or of one
+        name, or a metric that is none for classes.
         """
         frame = self._frame(X, reset=True)
         y = _target(self, y, frame.height)
@@ -211,6 +219,8 @@ def _target(estimator: BaseEstimator, y: Any, n: int) -> npt.NDArray[Any]:
         )
     column: npt.NDArray[Any] = column_or_1d(y, warn=True)
     check_consistent_length(np.empty(n), column)
+    if column.dtype == object and any(value is None or value != value for value in column):
+        raise ValueError("y holds missing values; drop these rows")
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         raise ValueError("y holds NaN or infinity; drop these rows")
     return column
@@ -224,7 +234,12 @@ def _series(column: Any) -> pl.Series:
     if values.dtype != object:
         return pl.Series(values)
     listed = [None if value is None or value != value else value for value in values.tolist()]  # NaN is missing
-    return pl.Series(listed, strict=False)
+    series = pl.Series(listed, strict=False)
+    if series.dtype == pl.Object:
+        raise ValueError(
+            f"column {column.name!r} holds {column.dtype}; a feature is numbers, booleans, dates or text; convert it"
+        )
+    return series
 
 
 @contextmanager
