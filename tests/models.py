@@ -38,6 +38,7 @@ def model(
     *configs: dict[str, Any],
     classes: tuple[str, ...] = ("no", "yes", "perhaps"),
     weights: tuple[int, ...] = (),
+    categorical: tuple[str, ...] = (),
 ) -> TunedModel:
     """A model fitted on the table, a network with random weights for each configuration; no classes: a regression."""
     rows = np.arange(table.height)
@@ -45,7 +46,7 @@ def model(
     fitted: dict[Scaling, Preprocessing] = {}
     for scaling in dict.fromkeys(config.scaling for config in chosen):
         fitted[scaling] = Preprocessing.fit(
-            Schema.infer(table),
+            Schema.infer(table, categorical=categorical),
             table,
             np.linspace(100, 300, table.height) if not classes else rows % len(classes),
             rows,

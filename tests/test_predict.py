@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from tests.models import mixed_table, model
+from tuner.data.sources import read_csv
 from tuner.errors import DataError, StorageError
 from tuner.predict import predict_file
 
@@ -80,6 +81,20 @@ def test_a_number_that_is_none_counts_as_missing_wherever_it_is(at: int, tmp_pat
     gone = rows.with_columns(size=rows["size"].set(pl.arange(0, 300, eager=True) == at, None))
     expected = made.predict_proba(gone)
     assert pl.read_csv(tmp_path / "p.csv").drop("prediction").to_numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_categories_that_look_like_numbers_and_one_number_or_none(tmp_path: Path) -> None:
+    """What the table in training was read as, the CSV that is predicted is, too, though its fields come as text."""
+    n = 200
+    lines = [f"{i % 4:03d},{'2.50' if i % 3 else ''},{i * 37 % 101}" for i in range(n)]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["code,fee,x", *lines]) + "\n")
+    made = model(table := read_csv(path), categorical=("code",))
+    predict_file(made, path, tmp_path / "p.csv")
+    found = pl.read_csv(tmp_path / "p.csv").drop("prediction").to_numpy()
+    assert found == pytest.approx(made.predict_proba(table), abs=1e-6)
+    other = made.predict_proba(table.with_columns(code=pl.lit("none"), fee=None))
+    assert np.abs(found - other).max() > 1e-3, "the network looks at both columns"
 
 
 def test_standard_output(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -109,8 +109,28 @@ def test_lists_are_no_feature() -> None:
         infer_one([[1], [2]])
 
 
-def test_categories_are_read_as_text_from_a_csv() -> None:
-    assert infer_one([1, 2], categorical=("c",)).text_types == {"c": pl.String()}
+@pytest.mark.parametrize(
+    ("learnt", "later", "same"),
+    [
+        ([7, 8, 9], ["007", "7.0", " 7 "], "7"),
+        ([7, 8, 9], [7.0, 7.0, None], "7"),
+        ([1.5, None, 1.5], ["1.50", "1.5", "+1.5"], "1.5"),
+        (["1.50", None, "1.50"], [1.5, 1.5, 1.5], "1.5"),
+        ([2**62 + 1, 5, 6], [str(2**62 + 1)] * 3, str(2**62 + 1)),
+        ([True, False, True], ["True", "TRUE", "true"], "true"),
+        ([date(2024, 1, 2), None, None], ["2024-01-02", "2024-01-02 00:00", "2024-01-02T00:00:00Z"], None),
+    ],
+)
+def test_a_category_is_the_same_whatever_its_file_writes(learnt: Any, later: Any, same: str | None) -> None:
+    """A CSV read for prediction is text, where the table in training was typed."""
+    schema = infer_one(learnt, categorical=("c",))
+    read = Schema.from_json(schema.as_json()).apply(pl.DataFrame({"c": later, "kept": 1}))["c"].drop_nulls()
+    assert read.unique().to_list() == [same or schema.apply(pl.DataFrame({"c": learnt, "kept": 1}))["c"][0]]
+
+
+def test_text_stays_as_it_is() -> None:
+    schema = infer_one(["007", "7", "a"], categorical=("c",))
+    assert schema.apply(pl.DataFrame({"c": ["007", "7", "7.0"], "kept": 1}))["c"].to_list() == ["007", "7", "7.0"]
 
 
 def test_json_and_back() -> None:

@@ -32,11 +32,16 @@ _ID_NAME = re.compile(r"(^|[^a-z])(id|ids|uuid|guid|index|row|nr|no|number|key|p
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A feature column. recurring: of a date, only the parts that come again (day of year, of week, time of day)."""
+    """A feature column. recurring: of a date, only the parts that come again (day of year, of week, time of day).
+
+    values: of a category, what its values were as read, where that is not text: 7, 7.0 and '007' are one number, so
+        one category, whatever file a later row comes from.
+    """
 
     name: str
     kind: Kind
     recurring: bool = False
+    values: Kind | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +86,19 @@ class Schema:
             kind = "category" if name in categorical else _kind(series, note)
             if kind is None:
                 continue
-            values = read_as(series, kind)
+            as_read = _typed(series) if kind == "category" else None
+            values = read_as(series, kind, as_read)
             if (dropped := _useless(values, kind)) is not None:
                 note(dropped, name)
                 continue
             if kind == "numeric" and _is_constant(values.drop_nulls(), kind):
-                kind = "category"  # one number or none: only whether it is there can be learnt from
+                kind, as_read = "category", "numeric"  # one number or none: only whether it is there can be learnt from
             if name == time and kind != "date":
                 note("dropped: it orders the rows in time, and later values are never seen in training", name)
                 continue
             if kind == "numeric" and _looks_like_an_id(series):
                 note(_AN_IDENTIFIER, name)
-            columns.append(Column(name=name, kind=kind, recurring=name == time))
+            columns.append(Column(name=name, kind=kind, recurring=name == time, values=as_read))
         if not columns:
             raise DataError(
                 f"no feature column is left: {'; '.join(_lines(found)) or 'there is none'}; a table needs at least one "
@@ -110,17 +116,12 @@ class Schema:
         What cannot be read as its kind is null. Raises DataError when a column is missing.
         """
         self.check_names(frame.columns)
-        return frame.select(read_as(frame[column.name], column.kind) for column in self.columns)
+        return frame.select(read_as(frame[column.name], column.kind, column.values) for column in self.columns)
 
     def check_names(self, names: Collection[str]) -> None:
         """Raises DataError naming the columns that are not there."""
         if missing := [column.name for column in self.columns if column.name not in names]:
             raise DataError(f"columns are missing: {listed(missing)}; give every column that the model was trained on")
-
-    @property
-    def text_types(self) -> dict[str, pl.DataType]:
-        """For reading a CSV: categories are text, even where they look like numbers."""
-        return {name: pl.String() for name in self.of_kind("category")}
 
     def as_json(self) -> list[dict[str, Any]]:
         """The columns as plain values; :meth:`from_json` is the inverse. Notes are left out."""
@@ -131,9 +132,10 @@ class Schema:
         return cls(columns=tuple(Column(**column) for column in columns))
 
 
-def read_as(series: pl.Series, kind: Kind) -> pl.Series:
+def read_as(series: pl.Series, kind: Kind, values: Kind | None = None) -> pl.Series:
     """A column as read, in the type of its kind; null where it does not fit.
 
+    values: as :attr:`Column.values`.
     numeric: Float64, finite. boolean: Boolean. category: String without blanks around it. date: Datetime in UTC.
     """
     if kind == "numeric":
@@ -145,7 +147,9 @@ def read_as(series: pl.Series, kind: Kind) -> pl.Series:
         return series.cast(pl.Boolean, strict=False)
     if kind == "date":
         return _moments(series)
-    return _text(series)
+    if values == "numeric":
+        return _written_numbers(series)
+    return _text(series if values is None else read_as(series, values))
 
 
 def listed(names: Sequence[str], most: int = NAMED_COLUMNS) -> str:
@@ -235,6 +239,26 @@ def _numbers(series: pl.Series) -> pl.Series:
     if not numbers.is_finite().all():
         numbers = numbers.set(numbers.is_finite().not_(), None)
     return numbers
+
+
+def _typed(series: pl.Series) -> Kind | None:
+    """What the values of a category are by the type of their column; None for text."""
+    if series.dtype.is_numeric():
+        return "numeric"
+    if series.dtype == pl.Boolean:
+        return "boolean"
+    return "date" if series.dtype in (pl.Date, pl.Datetime) else None
+
+
+def _written_numbers(series: pl.Series) -> pl.Series:
+    """Numbers as text, each in one way only: whole ones without a point, however large."""
+    numbers = _numbers(series)
+    whole = series if series.dtype.is_integer() else pl.Series(series.name, [None] * len(series), dtype=pl.Int64)
+    if series.dtype == pl.String:
+        whole = _text(series).cast(pl.Int64, strict=False)
+    rounded = numbers.set(numbers != numbers.round(), None).cast(pl.Int64, strict=False)
+    texts = [column.cast(pl.String).alias(name) for column, name in ((whole, "0"), (rounded, "1"), (numbers, "2"))]
+    return pl.DataFrame(texts).select(pl.coalesce("0", "1", "2").alias(series.name)).to_series()
 
 
 def _moments(series: pl.Series) -> pl.Series:
