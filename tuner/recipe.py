@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tuner.data import Schema, Table, load_table, load_training_data, split_rows
+from tuner.data import Schema, Split, Table, load_table, load_training_data, split_rows
 from tuner.errors import DataError, SpecMismatchError
 from tuner.learning.device import DeviceData, resolve_device
 from tuner.learning.lanes import Lane
@@ -79,7 +79,7 @@ def write_recipe(
     """
     task, table = _read(source, target, root, metric)
     metric = metric or ("error" if task == "classification" else "rmse")
-    split = split_rows(table.target, task, SplitSection(stratify=False if task == "classification" else None), seed)
+    split = _default_split(table, task, seed)
     schema = Schema.infer(table.frame, split.train)
     n = len(split.train)
     settings = _Settings(
@@ -296,6 +296,14 @@ def _read(source: str, target: str | None, root: Path, metric: Metric | None) ->
     if numbers and (len(counts) > MOST_CLASSES or len(table.target) < ROWS_A_CLASS * len(counts)):
         return "regression", load_table(section, "regression", root)
     return "classification", table
+
+
+def _default_split(table: Table, task: Task, seed: int) -> Split:
+    """The split that the study will have; where a class is too rare for it, one that its user has to choose anyway."""
+    try:
+        return split_rows(table.target, task, None, seed, classes=table.classes)
+    except DataError:
+        return split_rows(table.target, task, SplitSection(stratify=False), seed)
 
 
 def _class_comment(table: Table) -> str:
