@@ -146,17 +146,15 @@ def test_parquet_types(tmp_path: Path) -> None:
     np.testing.assert_array_equal(table.target, [1, 0, 1])
 
 
-def test_a_column_is_typed_by_all_its_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("looked_at", [10_000, 10])
+def test_a_column_is_typed_by_all_its_rows(looked_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first text comes among the rows that types are guessed from, or after them."""
+    monkeypatch.setattr(sources, "_ROWS_TO_GUESS", looked_at)
     lines = [f"{row},{row % 2}" for row in range(2000)]
     (tmp_path / "t.csv").write_text("\n".join(["a,y", *lines, "oops,1"]))
     frame = load(tmp_path, "t.csv").frame
     assert frame.schema == {"a": pl.String}
     assert frame["a"][0] == "0"
-
-
-def test_a_late_text_makes_a_column_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_ROWS_TO_GUESS", 10)
-    test_a_column_is_typed_by_all_its_rows(tmp_path)
 
 
 def test_missing_values_of_a_csv(tmp_path: Path) -> None:

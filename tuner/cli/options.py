@@ -41,6 +41,20 @@ ensemble_option = click.option(
 )
 
 
+def storage_option(command: F) -> F:
+    """``--storage``, as parameter ``storage``."""
+    return click.option(
+        "--storage",
+        envvar=["TUNER_STORAGE", "OPTUNA_STORAGE"],
+        show_envvar=True,
+        default=DEFAULT_STORAGE,
+        show_default=True,
+        callback=_hidden,
+        metavar="URL",
+        help="The database: sqlite:///FILE, postgresql://… or mysql://….",
+    )(command)
+
+
 def storage_options(command: F) -> F:
     """``--storage`` and ``--artifacts``, as parameters ``storage`` and ``artifacts``."""
     artifacts = click.option(
@@ -52,17 +66,7 @@ def storage_options(command: F) -> F:
         help="Where checkpoints live: a folder, or a URL such as s3://bucket/path.  [default: beside an SQLite file, "
         "else ./tuner-artifacts]",
     )
-    storage = click.option(
-        "--storage",
-        envvar=["TUNER_STORAGE", "OPTUNA_STORAGE"],
-        show_envvar=True,
-        default=DEFAULT_STORAGE,
-        show_default=True,
-        callback=_hidden,
-        metavar="URL",
-        help="The database: sqlite:///FILE, postgresql://… or mysql://….",
-    )
-    return storage(artifacts(command))
+    return storage_option(artifacts(command))
 
 
 def _hidden(_context: click.Context, option: click.Parameter, url: str | None) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from tuner.cli import output
-from tuner.cli.options import name_argument, open_manager, storage_options
+from tuner.cli.options import name_argument, open_manager, storage_option, storage_options
 
 
 @click.command()
@@ -34,7 +34,7 @@ from tuner.cli.options import name_argument, open_manager, storage_options
     metavar="SECONDS",
     help="How long to wait for a database that does not answer yet.",
 )
-@storage_options
+@storage_option
 def dashboard(
     host: str,
     port: int,
@@ -42,7 +42,6 @@ def dashboard(
     allow_hosts: tuple[str, ...],
     wait_s: float,
     storage: str,
-    artifacts: str | None,  # noqa: ARG001
 ) -> None:
     """Serve optuna-dashboard on all studies of a database, read-only.
 
