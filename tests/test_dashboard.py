@@ -56,6 +56,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
         create_study(manager, parse_spec(STUDY), Path())
         run_worker(manager, "curves", device="cpu", stop=threading.Event())
         write_note(manager, "curves")
+        manager.attach("curves", "report", "curves-report.html", b"<script>document.title = 'shown'</script>")
     return url
 
 
@@ -119,9 +120,12 @@ def fetched(url: str) -> Any:
         return json.load(answer)
 
 
-def answer(url: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
+def answer(
+    url: str, method: str = "GET", content: bytes | None = None, **headers: str
+) -> tuple[int, dict[str, str], str]:
     """Status, headers and body, whatever they are."""
-    request = Request(url, method=method, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = Request(url, method=method, data=content, headers=named)
     try:
         with urlopen(request) as got:
             return got.status, dict(got.headers), got.read().decode()
@@ -398,6 +402,56 @@ def test_uploaded_html_is_never_shown(tmp_path: Path) -> None:
         pass
     assert dict(got["headers"])["Content-Type"] == "text/html"
     storage.engine.dispose()
+
+
+# Attachments
+
+
+def test_a_report_is_downloaded_in_a_browser_and_never_shown(address: str) -> None:
+    if not has_browser():
+        return
+    with browser_page() as page:
+        page.goto(f"{address}/dashboard/studies/1")
+        page.get_by_text("curves-report.html").first.wait_for(timeout=30_000)
+        (link,) = page.locator("a[href^='/artifacts/']").all()
+        with page.expect_download() as clicked:
+            link.click()
+        assert clicked.value.suggested_filename == "curves-report.html"
+        assert Path(clicked.value.path()).read_bytes() == b"<script>document.title = 'shown'</script>"
+        url = address + link.get_attribute("href")
+        with page.expect_download():
+            page.evaluate(f"location.href = {json.dumps(url)}")
+        assert page.title() != "shown"
+        for method, path in (("DELETE", link.get_attribute("href")), ("POST", "/artifacts/1")):
+            status = page.evaluate(f"fetch('/api{path}', {{method: '{method}'}}).then(r => r.status)")
+            assert status == 403
+    status, headers, _ = answer(url)
+    assert (status, headers["Content-Disposition"], headers["X-Content-Type-Options"]) == (200, "attachment", "nosniff")
+    assert headers["Content-Type"] == "application/octet-stream"
+    assert "sandbox" in headers["Content-Security-Policy"]
+
+
+def test_attachments_that_are_not_there_or_find_no_room(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    elsewhere = tmp_path / "elsewhere"
+    with StudyManager(url, elsewhere) as manager:
+        create_study(manager, parse_spec(STUDY), Path())
+        identity = manager.attach("curves", "report", "curves-report.html", b"report")
+    upload = json.dumps({"file": "data:text/html;base64,eA==", "filename": "x.html"}).encode()
+    json_headers = {"Content_Type": "application/json"}
+    with served(url, "--allow-edits") as address:
+        status, _, body = answer(f"{address}/artifacts/1/{identity}")
+        assert (status, "give it the --artifacts of who attached it" in json.loads(body)["reason"]) == (404, True)
+        (tmp_path / "tuner-artifacts").write_text("no folder")
+        status, _, body = answer(f"{address}/api/artifacts/1", "POST", upload, **json_headers)
+        assert (status, "cannot be written (Not a directory)" in json.loads(body)["reason"]) == (507, True)
+    with served(url, "--allow-edits", "--artifacts", str(elsewhere)) as address:
+        assert answer(f"{address}/artifacts/1/{identity}")[2] == "report"
+        assert answer(f"{address}/api/artifacts/1", "POST", upload, **json_headers)[0] == 201
+        assert sorted(path.read_bytes() for path in (elsewhere / "attached").iterdir()) == [b"report", b"x"]
+    with served(url) as address:
+        large = {"Content_Length": str(2**21)}
+        assert answer(f"{address}/api/artifacts/1", "POST", b"x", **large)[0] == 413, "before it is read"
 
 
 # Bad input

@@ -16,25 +16,31 @@ import errno
 import hmac
 import ipaddress
 import json
+import logging
 import math
 import socket
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
+import bottle
 import optuna
 import optuna_dashboard
 import sqlalchemy
 import waitress
+from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, select
 
-from tuner.errors import BadInputError
+from tuner.errors import BadInputError, StorageError
+from tuner.manager import artifacts_root
 from tuner.storage import records
+from tuner.storage.attachments import MAX_BYTES, Attachments
 from tuner.storage.database import open_database
 
 if TYPE_CHECKING:
@@ -44,6 +50,8 @@ SHOWN_TRIALS = 2000  # more than these are thinned: what a browser draws within 
 SHOWN_POINTS = 100  # of one learning curve
 PORT = 8080
 PASSWORD_VARIABLE = "TUNER_DASHBOARD_PASSWORD"
+_UPLOAD_BYTES = MAX_BYTES * 3 // 2  # of a request with an attachment, which comes in Base64
+_NO_UPLOAD_BYTES = 2**20
 _READS = ("GET", "HEAD")
 _EVERYWHERE = {
     "X-Content-Type-Options": "nosniff",
@@ -55,7 +63,36 @@ _EVERYWHERE = {
 }
 _NO_CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
+_log = logging.getLogger(__name__)
+
 # What is served
+
+
+class Handed(Attachments):
+    """The attachments as the dashboard hands them out and takes them in: what goes wrong is an answer with a reason."""
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """The file, or 404 or 503."""
+        try:
+            return super().open_reader(artifact_id)
+        except ArtifactNotFound:
+            reason = "the file is not where this dashboard keeps files; give it the --artifacts of who attached it"
+            raise _answer("404 Not Found", reason) from None
+        except StorageError:
+            _log.warning("an attachment cannot be read", exc_info=True)
+            raise _answer("503 Service Unavailable", "the files cannot be read at the moment") from None
+
+    def save(self, artifact_id: str, content: bytes) -> None:
+        """Store an upload, or answer 507 with the reason."""
+        try:
+            super().save(artifact_id, content)
+        except StorageError as error:
+            raise bottle.HTTPError(507, str(error)) from None  # which its JSON views take for a reason
+
+
+def _answer(status: str, reason: str) -> bottle.HTTPResponse:
+    """What a view of optuna-dashboard may raise to be answered with it."""
+    return bottle.HTTPResponse(json.dumps({"reason": reason}), status, {"Content-Type": "application/json"})
 
 
 class Shown(optuna.storages.RDBStorage):
@@ -384,6 +421,7 @@ def check_address(host: str, password: str | None) -> None:
 
 def serve(
     storage: str,
+    artifacts: str | Path | None = None,
     *,
     host: str = "127.0.0.1",
     port: int = PORT,
@@ -395,22 +433,31 @@ def serve(
 ) -> None:
     """Serve the dashboard of a database until KeyboardInterrupt or SystemExit.
 
+    artifacts: where its studies keep their files, as :class:`tuner.manager.StudyManager` takes it.
     port: 0 takes a free one. wait_s: seconds to wait for a database that does not answer yet. ready: called with the
     address once it answers.
 
     Raises BadInputError for an address that cannot be used, StorageError when the database cannot.
     """
     check_address(host, password)
+    files = Handed(artifacts_root(storage, artifacts))
     database = open_database(storage, create=False, open_patience_s=wait_s)  # for its messages
     try:
         shown = database.optuna_storage(kind=Shown)
     finally:
         database.close()
     names = [*allow_hosts, host, socket.gethostname()]
-    guard = Guard(optuna_dashboard.wsgi(shown), hosts=names, password=password, allow_edits=allow_edits)
+    application = optuna_dashboard.wsgi(shown, artifact_store=files)
+    guard = Guard(application, hosts=names, password=password, allow_edits=allow_edits)
     try:
         with _listening(host, port) as listening:
-            server = waitress.create_server(guard, sockets=[listening], threads=8, ident=None)
+            server = waitress.create_server(
+                guard,
+                sockets=[listening],
+                threads=8,
+                ident=None,
+                max_request_body_size=_UPLOAD_BYTES if allow_edits else _NO_UPLOAD_BYTES,
+            )
             try:
                 ready(f"http://{_written(host)}:{listening.getsockname()[1]}")
                 server.run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import mimetypes
 import os
 import re
 import uuid
@@ -25,8 +26,9 @@ from tuner.spec import StudySpec
 from tuner.storage import agreement, bulk, overview, records
 from tuner.storage.agreement import stored_spec
 from tuner.storage.artifacts import below, parse_root
+from tuner.storage.attachments import Attachments
 from tuner.storage.checkpoints import CheckpointStore
-from tuner.storage.database import OPEN_PATIENCE_S, PATIENCE_S, Database, now, open_database, sqlite_file
+from tuner.storage.database import OPEN_PATIENCE_S, PATIENCE_S, Database, now, open_database, parse_url, sqlite_file
 from tuner.storage.ledger import Ledger
 from tuner.storage.overview import BestTrial, CurvePoint, PlaceRow, RungRow, StudySummary, TrialRow, WorkerRow
 from tuner.storage.schema import checkpoints, curves, evaluations, rungs, slots, studies, workers
@@ -80,12 +82,10 @@ class StudyManager:
         create: bool = True,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        place = artifacts if artifacts is not None else os.environ.get("TUNER_ARTIFACTS") or None
-        root = None if place is None else parse_root(place)
+        self.artifacts = artifacts_root(storage, artifacts)
         self._database: Database = open_database(
             storage, create=create, patience_s=patience_s, open_patience_s=min(OPEN_PATIENCE_S, patience_s)
         )
-        self.artifacts = root if root is not None else _beside(self._database)
 
     def __enter__(self) -> Self:
         return self
@@ -236,15 +236,18 @@ class StudyManager:
         return len(self.ledger(name).retry())
 
     def delete(self, name: str) -> None:
-        """Delete a study: its rows in Optuna's tables and Tuner's, and its checkpoint files."""
+        """Delete a study: its rows in Optuna's tables and Tuner's, its checkpoint files and its attachments."""
         row = self._study(name)
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> set[str]:
+            attached = records.artifacts_of(connection, row.study_id)
             records.delete_study(connection, row.study_id)
             _delete(connection, row.study_id)
+            return attached
 
-        self._database.write(work)
+        attached = self._database.write(work)
         CheckpointStore(below(self.artifacts, row.folder)).clear()
+        self.attachments.discard(attached)
 
     # Reports
 
@@ -310,6 +313,43 @@ class StudyManager:
         """
         study_id, first_line = self._study(name).study_id, text.partition("\n")[0]
         return self._database.write(lambda connection: records.save_note(connection, study_id, text, first_line))
+
+    @property
+    def attachments(self) -> Attachments:
+        """The files that the studies of this place carry."""
+        return Attachments(self.artifacts)
+
+    def attach(self, name: str, kind: str, file_name: str, content: bytes) -> str:
+        """Let the study carry a file, as one of Optuna's artifacts, instead of the one of its ``kind`` before. Its id.
+
+        Raises StorageError when the file cannot be written or is too large; then nothing has changed.
+        """
+        study_id, identity = self._study(name).study_id, str(uuid.uuid4())
+        mimetype, encoding = mimetypes.guess_type(file_name)
+        artifact = {
+            "artifact_id": identity,
+            "filename": file_name,
+            "mimetype": mimetype or "application/octet-stream",
+            "encoding": encoding,
+        }
+        replaced: set[str] = set()
+
+        def work(connection: Connection) -> None:
+            # One at a time: of two that both replaced the same one, neither would replace the other.
+            still = select(studies.c.study_id).select_from(_ours()).where(studies.c.study_id == study_id)
+            if connection.execute(still.with_for_update()).first() is None:
+                raise StudyNotFoundError(f"study {name!r} was deleted meanwhile")
+            if (before := records.attach(connection, study_id, kind, artifact)) is not None:
+                replaced.add(before)
+
+        self.attachments.save(identity, content)
+        try:
+            self._database.write(work)
+        except BaseException:
+            self.attachments.discard([identity])
+            raise
+        self.attachments.discard(replaced)
+        return identity
 
     # The sealed-test ledger
 
@@ -409,9 +449,12 @@ class StudyManager:
         self._database.write(lambda connection: connection.execute(change) and None)
 
 
-def _beside(database: Database) -> Path:
-    """Where artifacts live that nobody gave a place."""
-    file = sqlite_file(database.url)
+def artifacts_root(storage: str, artifacts: str | Path | None = None) -> str | Path:
+    """Where the files of a database's studies live, as :class:`StudyManager` says. Raises BadInputError."""
+    place = artifacts if artifacts is not None else os.environ.get("TUNER_ARTIFACTS") or None
+    if place is not None:
+        return parse_root(place)
+    file = sqlite_file(parse_url(storage))
     return (file.parent if file is not None else Path()) / "tuner-artifacts"
 
 

@@ -41,9 +41,9 @@ ensemble_option = click.option(
 )
 
 
-def storage_option(command: F) -> F:
-    """``--storage``, as parameter ``storage``."""
-    return click.option(
+def storage_options(command: F) -> F:
+    """``--storage`` and ``--artifacts``, as parameters ``storage`` and ``artifacts``."""
+    database = click.option(
         "--storage",
         envvar=["TUNER_STORAGE", "OPTUNA_STORAGE"],
         show_envvar=True,
@@ -52,21 +52,17 @@ def storage_option(command: F) -> F:
         callback=_hidden,
         metavar="URL",
         help="The database: sqlite:///FILE, postgresql://… or mysql://….",
-    )(command)
-
-
-def storage_options(command: F) -> F:
-    """``--storage`` and ``--artifacts``, as parameters ``storage`` and ``artifacts``."""
+    )
     artifacts = click.option(
         "--artifacts",
         envvar="TUNER_ARTIFACTS",
         show_envvar=True,
         callback=_hidden,
         metavar="DIR",
-        help="Where checkpoints live: a folder, or a URL such as s3://bucket/path.  [default: beside an SQLite file, "
-        "else ./tuner-artifacts]",
+        help="Where checkpoints and attachments live: a folder, or a URL such as s3://bucket/path.  [default: beside "
+        "an SQLite file, else ./tuner-artifacts]",
     )
-    return storage_option(artifacts(command))
+    return database(artifacts(command))
 
 
 def _hidden(_context: click.Context, option: click.Parameter, url: str | None) -> str | None:

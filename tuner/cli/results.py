@@ -120,7 +120,8 @@ def export(
     """Write the tuned model to a folder.
 
     Weights, preprocessing, config, metrics, a model card, and a hash of each: no pickle, and nothing is run when it is
-    loaded. The model is the first of the refits that tuner evaluate scores; exporting opens no test set.
+    loaded. The model is the first of the refits that tuner evaluate scores; exporting opens no test set. The study
+    carries it, too: in the dashboard it can be downloaded.
     """
     from tuner.report.study import export_text
 
@@ -128,6 +129,9 @@ def export(
         from tuner.export import export as export_model
 
         record = export_model(manager, name, folder, ensemble=ensemble, onnx=onnx, device=device).as_dict()
+        from tuner.report.attached import attach_model
+
+        attach_model(manager, name, folder)
     output.write(record, form, lambda: export_text(record))
 
 

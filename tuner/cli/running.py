@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from tuner.manager import StudyManager
     from tuner.spec import StudySpec
 
+REPORTED_EPOCHS = 100_000  # of a study whose report is drawn without being asked for, which takes some seconds
+
 
 @click.command()
 @click.argument("study_file", metavar="STUDY.toml|DATA", type=click.Path(path_type=Path))
@@ -102,7 +104,7 @@ def run(
                 )
             name = spec.study.name
             create_or_resume(manager, spec, root)
-            if manager.summary(name).state != "finished":
+            if news := manager.summary(name).state != "finished":
                 _train(manager, spec, device, workers, storage, artifacts, view)
             summary, database = manager.summary(name), manager.storage
             opened = summary.evaluation is not None and (not ensemble or summary.evaluation.get("ensemble"))
@@ -112,8 +114,11 @@ def run(
                 from tuner.evaluation import evaluate
 
                 evaluate(manager, name, device=device, ensemble=ensemble)
-                summary = manager.summary(name)
+                summary, news = manager.summary(name), True
             write_note(manager, name)
+            if news and summary.state == "finished" and summary.epochs_trained <= REPORTED_EPOCHS:
+                view.say(f"{name}: drawing the report")
+                _attach_report(manager, name)
     if summary.state != "finished":
         over = sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
         saved = f"{over:,} of {summary.trials['total']:,} trials are over and everything is saved"
@@ -161,6 +166,17 @@ def _train(
         if stop.is_set():
             view.say("interrupted: the workers finish their epoch and save; again to leave at once")
     return stop.is_set()
+
+
+def _attach_report(manager: StudyManager, name: str) -> None:
+    from tuner.report.analysis import analyse
+    from tuner.report.attached import attach_report
+    from tuner.report.figures import figures
+    from tuner.report.html import report_html
+
+    analysis = analyse(manager, name)
+    drawn = figures(analysis)
+    attach_report(manager, name, report_html(analysis, drawn), drawn)
 
 
 def _interrupt() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from tuner.cli import output
-from tuner.cli.options import name_argument, open_manager, storage_option, storage_options
+from tuner.cli.options import name_argument, open_manager, storage_options
 
 
 @click.command()
@@ -34,7 +34,7 @@ from tuner.cli.options import name_argument, open_manager, storage_option, stora
     metavar="SECONDS",
     help="How long to wait for a database that does not answer yet.",
 )
-@storage_option
+@storage_options
 def dashboard(
     host: str,
     port: int,
@@ -42,6 +42,7 @@ def dashboard(
     allow_hosts: tuple[str, ...],
     wait_s: float,
     storage: str,
+    artifacts: str | None,
 ) -> None:
     """Serve optuna-dashboard on all studies of a database, read-only.
 
@@ -56,6 +57,7 @@ def dashboard(
 
     serve(
         storage,
+        artifacts,
         host=host,
         port=port,
         password=os.environ.get(PASSWORD_VARIABLE),
@@ -81,19 +83,32 @@ def dashboard(
 def report(name: str, file: Path | None, as_json: bool, storage: str, artifacts: str | None) -> None:
     """Write a report of a study: one HTML file with all its figures.
 
-    The file needs no network and no other file. It may be written at any time; it never opens the test set.
+    The file needs no network and no other file. It may be written at any time; it never opens the test set. The study
+    carries it, too: in the dashboard it can be downloaded, beside its figures.
     """
     from tuner.report.analysis import analyse
 
     with open_manager(storage, artifacts) as manager:
         analysis = analyse(manager, name)
-    from tuner.report.html import file_name, report_html, write_file
+        if as_json:
+            _put(file, output.as_json(analysis) + "\n", name)
+            return
+        from tuner.report.attached import attach_report
+        from tuner.report.figures import figures
+        from tuner.report.html import file_name, report_html
 
-    text = output.as_json(analysis) + "\n" if as_json else report_html(analysis)
-    if file is None and not as_json:
-        file = Path(file_name(name))
+        drawn = figures(analysis)
+        page = report_html(analysis, drawn)
+        _put(file or Path(file_name(name)), page, name)
+        attach_report(manager, name, page, drawn)
+
+
+def _put(file: Path | None, text: str, name: str) -> None:
+    """Write a text to a file, and say so, or to standard output."""
     if file is None or str(file) == "-":
         click.echo(text, nl=False)
-    else:
-        write_file(file, text)
-        click.echo(f"{name}: {file}")
+        return
+    from tuner.report.html import write_file
+
+    write_file(file, text)
+    click.echo(f"{name}: {file}")

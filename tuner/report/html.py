@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from tuner.report.study import scores, told, work_done
 TRIALS_SHOWN = 200  # rows of the table, the best ones; the JSON has all
 
 
-def report_html(analysis: Mapping[str, Any]) -> str:
-    """The page. It runs no code but Plotly's and its own, and loads nothing."""
+def report_html(analysis: Mapping[str, Any], drawn: Sequence[Figure] | None = None) -> str:
+    """The page. It runs no code but Plotly's and its own, and loads nothing.
+
+    drawn: the analysis' figures, where they are at hand.
+    """
     study = analysis["study"]
     environment = Environment(
         loader=PackageLoader("tuner.report", "."),
@@ -35,7 +38,7 @@ def report_html(analysis: Mapping[str, Any]) -> str:
     )
     environment.filters |= {"number": number, "duration": duration}
     best = study["best"]
-    drawn = figures(analysis)
+    drawn = figures(analysis) if drawn is None else drawn
     return environment.get_template("page.html.jinja").render(
         study=study,
         analysis=analysis,
@@ -57,7 +60,12 @@ def file_name(study_name: str) -> str:
     >>> file_name("digits"), file_name("a/b: c")
     ('digits.html', 'a-b-c.html')
     """
-    return (re.sub(r"[^A-Za-z0-9_.-]+", "-", study_name).strip("-.") or "study") + ".html"
+    return f"{file_stem(study_name)}.html"
+
+
+def file_stem(study_name: str) -> str:
+    """A study's name as the beginning of a file's."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", study_name).strip("-.") or "study"
 
 
 def write_file(path: Path, text: str) -> None:

@@ -31,6 +31,7 @@ def note_text(study: Mapping[str, Any]) -> str:
         parts += [f"| {_cell(key)} | {_cell(number(value))} |" for key, value in told(best["params"]).items()]
         parts += [""]
     parts += ["Every trial has its curve here; the losses at its end, its bracket and its worker are attributes."]
+    parts += ["The report, the figures and the exported model, once made, can be downloaded from the study's page."]
     return "\n".join(parts)
 
 

@@ -7,13 +7,15 @@ and then moved; in an object store one put is atomic. Any number of processes ma
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import re
 import shutil
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote
 
 import fsspec
@@ -31,6 +33,8 @@ class Files(Protocol):
     def write(self, name: str, content: bytes) -> None: ...
 
     def read(self, name: str) -> bytes: ...
+
+    def open(self, name: str) -> BinaryIO: ...
 
     def remove(self, names: Collection[str]) -> None: ...
 
@@ -92,7 +96,7 @@ class Folder:
         """On return the file is complete and on disk. Where that fails nothing is left."""
         unfinished = self.root / f".{name}.tmp"
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self._make()
             with unfinished.open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -108,6 +112,10 @@ class Folder:
     def read(self, name: str) -> bytes:
         """The whole file."""
         return (self.root / name).read_bytes()
+
+    def open(self, name: str) -> BinaryIO:
+        """The file, to read from."""
+        return (self.root / name).open("rb")
 
     def remove(self, names: Collection[str]) -> None:
         """Delete files. One that is gone already, or cannot be deleted, is left alone."""
@@ -128,6 +136,12 @@ class Folder:
                     if entry.is_file() and time.time() - entry.stat().st_mtime >= older_than_s:
                         found.append(entry.name)
         return sorted(found)
+
+    def _make(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # mkdir's word for a file that is in the way
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.root)) from None
 
     def _sync(self) -> None:
         """Make the move itself durable."""
@@ -167,6 +181,15 @@ class Remote:
         """The whole file."""
         content: bytes = self._call("be read", lambda: self._system.cat_file(f"{self._path}/{name}"))
         return content
+
+    def open(self, name: str) -> BinaryIO:
+        """As :meth:`Folder.open`; read as a whole. Raises FileNotFoundError as such, where the driver does."""
+        try:
+            return io.BytesIO(self.read(name))
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise error.__cause__ from None
+            raise
 
     def remove(self, names: Collection[str]) -> None:
         """As :meth:`Folder.remove`."""

@@ -40,6 +40,8 @@ MAX_TEXT = 65_535  # bytes of a TEXT column of MySQL and MariaDB; the others tak
 _METRIC_NAMES = "study:metric_names"  # where Study.set_metric_names puts them
 _NOTE_VERSION, _NOTE_PART = "dashboard:note_ver", "dashboard:note_str:"  # where optuna-dashboard keeps a study's note
 _NOTE_PART_LENGTH = 2045  # characters of one part, of which it joins as many as there are
+_ARTIFACT, _TRIAL_ARTIFACT = "artifacts:", "dashboard:artifacts:"  # where Optuna and its dashboard list artifacts
+_ATTACHED = "tuner:attached:"  # and where Tuner remembers which of them are its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +291,36 @@ def save_note(connection: Connection, study_id: int, text: str, first_line: str)
     rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
     bulk.insert(connection, study_system_attrs, rows, conflict="update", key=("study_id", "key"))
     return True
+
+
+def attach(connection: Connection, study_id: int, kind: str, artifact: Mapping[str, str | None]) -> str | None:
+    """List a file among the study's artifacts, in the place of the one of its kind that Tuner listed before.
+
+    artifact: Optuna's ``ArtifactMeta``. Returns the id of the one that went; None where there was none.
+    """
+    attrs, pointer, identity = study_system_attrs, f"{_ATTACHED}{kind}", artifact["artifact_id"]
+    stored = select(attrs.c.value_json).where(attrs.c.study_id == study_id, attrs.c.key == pointer)
+    text = connection.execute(stored).scalar()
+    before: str | None = None if text is None else json.loads(text)
+    if before == identity:  # done already, by a commit whose answer was lost
+        return None
+    if before is not None:
+        connection.execute(delete(attrs).where(attrs.c.study_id == study_id, attrs.c.key == f"{_ARTIFACT}{before}"))
+    # Optuna stores the text of a JSON object, not the object.
+    content = {pointer: identity, f"{_ARTIFACT}{identity}": json.dumps(dict(artifact))}
+    rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in content.items()]
+    bulk.insert(connection, attrs, rows, conflict="update", key=("study_id", "key"))
+    return before
+
+
+def artifacts_of(connection: Connection, study_id: int) -> set[str]:
+    """The ids of all artifacts of a study and its trials, whoever listed them."""
+    of_study, of_trial = study_system_attrs, trial_system_attrs
+    listed = or_(of_study.c.key.like(f"{_ARTIFACT}%"), of_study.c.key.like(f"{_TRIAL_ARTIFACT}%"))
+    keys = list(connection.execute(select(of_study.c.key).where(of_study.c.study_id == study_id, listed)).scalars())
+    mine = select(trials.c.trial_id).where(trials.c.study_id == study_id)
+    own = select(of_trial.c.key).where(of_trial.c.trial_id.in_(mine), of_trial.c.key.like(f"{_ARTIFACT}%"))
+    return {key.rpartition(":")[2] for key in [*keys, *connection.execute(own).scalars()]}
 
 
 def batched(ids: Sequence[int]) -> Iterator[Sequence[int]]:
