@@ -172,14 +172,20 @@ def commit(ledger: Ledger, worker: int, claims: Sequence[Claim]) -> None:
 def ledger_ms(ledger: Ledger, trials: int) -> float:
     """Milliseconds a trial until so many more are finished, in packs."""
     worker = ledger.register("bench", os.getpid(), "cpu", "0")
-    before = ledger.outstanding().finished
+    before = unfinished(ledger)
     began = time.perf_counter()
     while claims := ledger.claim(worker, limit=PACK, lease_s=60):
         commit(ledger, worker, claims)
     spent = time.perf_counter() - began
-    assert ledger.outstanding().finished - before == trials
+    assert before - unfinished(ledger) == trials
     ledger.leave(worker)
     return 1000 * spent / trials
+
+
+def unfinished(ledger: Ledger) -> int:
+    """How many slots wait, are leased, or are paused at a rung."""
+    left = ledger.outstanding()
+    return left.claimable + left.leased + left.paused
 
 
 def optuna_ms(url: str, spec: StudySpec, trials: int) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
-from sqlalchemy import event, select, update
+from sqlalchemy import Connection, event, select, update
 
 from tests.storage import fleet
 from tests.storage.fleet import check, create, make_spec
@@ -322,6 +322,34 @@ class TestClaims:
         last = ledger.register("h", 4, "cpu", "0")
         wait_for(lambda: not ledger.claim(last, limit=1, lease_s=600) and ledger.finished())
         assert [(row.state, row.attempt) for row in local.trials("fleet")] == [("failed", 3)]
+
+    @pytest.mark.parametrize("url", ["postgresql", "mysql"], indirect=True)  # SQLite has one writer at a time
+    def test_no_worker_waits_for_the_rows_of_another(self, manager: StudyManager) -> None:
+        ledger = create(manager, make_spec(60, pruner="none"))
+        claims = {pid: ledger.claim(ledger.register("h", pid, "cpu", "0"), limit=20, lease_s=600) for pid in (1, 2)}
+        theirs, mine = (sorted(claims[pid], key=lambda claim: claim.number) for pid in (1, 2))
+        (worker,) = {slot(manager, claim.number).worker_id for claim in mine}
+        held = threading.Event()
+        tokens = {claim.number: claim.token for claim in theirs}
+
+        def another(connection: Connection) -> None:
+            assert ledger._held(connection, slot(manager, theirs[0].number).worker_id, tokens).keys() == tokens.keys()
+            held.set()
+            assert done.wait(60), "the worker waited for the rows of another one"
+
+        done = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            transaction = pool.submit(manager._database.write, another)
+            try:
+                assert held.wait(60)
+                ledger.heartbeat(worker, lanes=20, epochs_per_s=1.0)
+                assert not ledger.record(worker, fleet.curve(mine[0], 0, 1))
+                assert not ledger.commit(worker, [fleet.result(claim) for claim in mine[:10]]).lost
+                assert len(ledger.claim(worker, limit=60, lease_s=60)) == 20
+                ledger.leave(worker)
+            finally:
+                done.set()
+            transaction.result()
 
     def test_recording_renews_too(self, local: StudyManager) -> None:
         ledger = create(local, make_spec(9))

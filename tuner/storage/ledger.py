@@ -131,13 +131,12 @@ class Holder:
 
 @dataclass(frozen=True, kw_only=True)
 class Outstanding:
-    """How many slots are in which state now, and who holds those that are leased."""
+    """How many slots are not finished, by what they are now, and who holds those that are leased."""
 
     waiting: int
     leased: int
     expired: int  # leased, but the lease is over: may be claimed
     paused: int
-    finished: int
     holders: tuple[Holder, ...] = ()
 
     @property
@@ -145,8 +144,12 @@ class Outstanding:
         return self.waiting + self.expired
 
 
-# MariaDB takes a study that was created a moment ago for one worker's, and walks through all of it in order of number.
+# MariaDB goes by statistics that lag behind. It takes a study that was created a moment ago for one worker's, or all of
+# its slots for waiting ones, and walks through all of it; it takes the leased slots for fewer than the numbers it was
+# given, and so locks, and waits for, those of other workers.
+_BY_NUMBER = ("FORCE INDEX (PRIMARY)", "mysql")
 _BY_WORKER = ("FORCE INDEX (ix_tuner_slots_worker)", "mysql")
+_BY_PLACE = ("FORCE INDEX (ix_tuner_slots_claim)", "mysql")
 _Rows = dict[int, Row[Any]]
 
 
@@ -183,7 +186,7 @@ class Ledger:
 
         def work(connection: Connection) -> None:
             crew.beat(connection, worker_id, lanes, epochs_per_s)
-            self._renew(connection, self._mine(worker_id))
+            self._renew(connection, self._mine(worker_id), _BY_WORKER)
 
         self._database.write(work)
 
@@ -191,7 +194,8 @@ class Ledger:
         """Say that a worker ends. Slots it still holds wait for another one, from their last checkpoint."""
 
         def work(connection: Connection) -> None:
-            connection.execute(update(slots).where(*self._mine(worker_id)).values(unleased("waiting")))
+            mine = update(slots).where(*self._mine(worker_id)).with_hint(_BY_WORKER[0], dialect_name=_BY_WORKER[1])
+            connection.execute(mine.values(unleased("waiting")))
             crew.end(connection, worker_id)
 
         self._database.write(work)
@@ -290,6 +294,7 @@ class Ledger:
                 .where(slots.c.study_id == self.study_id, wanted, *free)
                 .order_by(slots.c.rung.desc(), slots.c.bracket, slots.c.number)
                 .limit(1)
+                .with_hint(slots, *_BY_PLACE)
             )
             place = connection.execute(first).one_or_none()
             if place is None:
@@ -304,6 +309,7 @@ class Ledger:
                 )
                 .order_by(slots.c.bracket, slots.c.number)
                 .limit(limit)
+                .with_hint(slots, *_BY_PLACE)
                 .with_for_update(skip_locked=True)
             ).all()
             if locked:
@@ -405,7 +411,8 @@ class Ledger:
             held = self._held(connection, worker_id, tokens)
             self._write_curves(connection, held, rows)
             if held:
-                self._renew(connection, (slots.c.study_id == self.study_id, slots.c.number.in_(list(held))))
+                these = (slots.c.study_id == self.study_id, slots.c.number.in_(list(held)))
+                self._renew(connection, these, _BY_NUMBER)
             return frozenset(tokens.keys() - held.keys())
 
         return self._database.write(work) if rows else frozenset()
@@ -591,7 +598,7 @@ class Ledger:
             over = case((slots.c.lease_until < now(), 1), else_=0)
             rows = connection.execute(
                 select(slots.c.state, func.count().label("slots"), func.sum(over).label("over"))
-                .where(mine)
+                .where(mine, slots.c.state.in_(UNFINISHED))  # the index has these alone: what is done may be much more
                 .group_by(slots.c.state)
             )
             by_state = {row.state: row for row in rows}
@@ -614,7 +621,6 @@ class Ledger:
                 leased=count["leased"] - expired,
                 expired=expired,
                 paused=count["paused"],
-                finished=sum(int(row.slots) for row in by_state.values()) - sum(count.values()),
                 holders=tuple(
                     Holder(host=row.host, pid=row.pid, slots=int(row.slots), lease_s=max(0.0, float(row.left)))
                     for row in held
@@ -640,6 +646,7 @@ class Ledger:
             select(slots)
             .where(*self._mine(worker_id), slots.c.number.in_(list(tokens)))
             .order_by(slots.c.number)
+            .with_hint(slots, *_BY_NUMBER)
             .with_for_update()
         )
         return {row.number: row for row in rows if row.token == tokens[row.number]}
@@ -667,8 +674,9 @@ class Ledger:
         )
         return {row.number for row in found if row.token == tokens[row.number]}
 
-    def _renew(self, connection: Connection, where: Iterable[ColumnElement[bool]]) -> None:
-        connection.execute(update(slots).where(*where).values(lease_until=now() + slots.c.lease_s))
+    def _renew(self, connection: Connection, where: Iterable[ColumnElement[bool]], hint: tuple[str, str]) -> None:
+        these = update(slots).where(*where).with_hint(hint[0], dialect_name=hint[1])
+        connection.execute(these.values(lease_until=now() + slots.c.lease_s))
 
     def _write_curves(self, connection: Connection, held: _Rows, rows: Sequence[EpochRow]) -> None:
         mine = [row for row in rows if row.number in held and row.token == held[row.number].token]
