@@ -60,5 +60,9 @@ class NothingCompletedError(TunerError):
     exit_code = 3
 
 
+class EngineError(TunerError):
+    """The engine that is to start workers is not installed, cannot be reached, or refuses them."""
+
+
 class DeviceError(BadInputError):
     """The device asked for does not exist on this machine, or cannot do what was asked."""

@@ -37,7 +37,8 @@ from sklearn.utils.validation import (
 
 from tuner.errors import BadInputError
 from tuner.export import trained_model
-from tuner.launch.local import LocalWorkers, devices_for, follow
+from tuner.launch.engine import Crew, follow
+from tuner.launch.local import LocalWorkers, devices_for
 from tuner.manager import StudyManager
 from tuner.model import TunedModel
 from tuner.plan import create_study
@@ -137,8 +138,9 @@ class _TunedMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
             run_worker(manager, _NAME, device=self.device, stop=threading.Event())
             return
         devices = devices_for(self.device, self.workers, manager.spec(_NAME).total_trials)
-        with LocalWorkers(_NAME, devices, storage=storage, artifacts=None) as crew:
-            follow(manager, _NAME, crew, stop=threading.Event(), show=lambda _: None)
+        crew = Crew(study=_NAME, workers=len(devices), storage=storage)
+        with LocalWorkers(crew, devices) as workers:
+            follow(manager, _NAME, workers, stop=threading.Event(), show=lambda _: None)
 
     def _frame(self, X: Any, *, reset: bool) -> pl.DataFrame:
         """The rows as a frame: columns of a polars or pandas frame by their names, of anything else x0, x1, …"""

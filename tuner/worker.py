@@ -14,10 +14,11 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import tuner
 from tuner.data.dataset import TrainingData, load_training_data
-from tuner.errors import StorageError, StudyNotFoundError
+from tuner.errors import DataError, StorageError, StudyNotFoundError
 from tuner.learning.device import DeviceData, resolve_device
 from tuner.learning.lanes import Lane
 from tuner.learning.memory import is_out_of_memory, memory_budget
@@ -50,11 +51,26 @@ def run_worker(manager: StudyManager, name: str, *, device: str = "auto", stop: 
     place = resolve_device(device, manager.spec(name).training.precision)
     if place.type == "cpu":
         single_thread()
-    data = load_training_data(manager.spec(name), manager.data_root(name))
+    data = _visible_data(manager, name)
     check_digests(manager, name, data)
     rows = DeviceData.place(data, place)
     rows.check(manager.spec(name).study.metric)
     _Worker(manager, name, rows, stop).run()
+
+
+def _visible_data(manager: StudyManager, name: str) -> TrainingData:
+    """The study's data as this machine sees them. Raises DataError that names the machine where they are not here."""
+    spec, root = manager.spec(name), manager.data_root(name)
+    try:
+        return load_training_data(spec, root)
+    except DataError as error:
+        source = spec.data.source
+        if ":" in source or (root / Path(source).expanduser()).exists():
+            raise
+        raise DataError(
+            f"{error}; {socket.gethostname()} does not see it, and workers read the data themselves: put it at the "
+            "same path on every machine, or set TUNER_DATA_ROOT there to the folder that has it"
+        ) from None
 
 
 def check_digests(manager: StudyManager, name: str, data: TrainingData) -> None:

@@ -16,6 +16,7 @@ VERBS = [
     "check",
     "create",
     "run",
+    "launch",
     "worker",
     "studies",
     "show",
@@ -83,7 +84,7 @@ def test_no_command_shows_help() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["brew"], "error: 'brew' is no command; known: init, check, create, run"),
+        (["brew"], "error: 'brew' is no command; known: init, check, create, run, launch"),
         (["show"], "error: Missing argument 'NAME'.\nsee: tuner show --help"),
         (["show", "a", "--colour"], "error: No such option '--colour'"),
         (["trials", "a", "-f", "xml"], "'xml' is not one of 'table', 'json', 'csv'"),

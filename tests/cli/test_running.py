@@ -215,7 +215,7 @@ def test_all_gpus_get_a_worker_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuner.learning.device.resolve_device", lambda _: None)
     asked: list[list[str]] = []
 
-    def crew(_name: str, devices: list[str], **_: Any) -> Any:
+    def crew(_crew: Any, devices: list[str], **_: Any) -> Any:
         asked.append(devices)
         raise TunerError("enough")
 

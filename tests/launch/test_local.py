@@ -13,34 +13,21 @@ from typing import Any
 import pytest
 
 from tests.cli.command import ROOT, wait_until
-from tuner.launch import local
-from tuner.launch.local import LocalWorkers, WorkersLostError, awaited, devices_for, follow
+from tuner.launch import engine, local
+from tuner.launch.engine import Crew, WorkersLostError, awaited, follow
+from tuner.launch.local import LocalWorkers, devices_for
 from tuner.storage.ledger import Holder, Outstanding
 
 PYTHON = sys.executable  # before a test puts another in its place
 LEAVES_WHEN_RELEASED = "sys.stdin.read()"
 
 
-@pytest.fixture
-def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Puts a few lines of Python in the place of ``tuner worker``; each start of it appends a line to ``starts``."""
-
-    def replace(body: str) -> Path:
-        starts = tmp_path / "starts"
-        script = tmp_path / "interpreter"
-        script.write_text(
-            f"#!{sys.executable} -IS\nimport os, signal, sys\n"
-            f"with open({str(starts)!r}, 'a') as file:\n    print(*sys.argv[1:], file=file)\n{body}\n"
-        )
-        script.chmod(0o755)
-        monkeypatch.setattr(local.sys, "executable", str(script))
-        return starts
-
-    return replace
-
-
 def crew(*devices: str, name: str = "s") -> LocalWorkers:
-    return LocalWorkers(name, devices, storage="sqlite:///t.db", artifacts="a")
+    return LocalWorkers(orders(name), devices)
+
+
+def orders(name: str = "s", storage: str = "sqlite:///t.db") -> Crew:
+    return Crew(study=name, workers=2, storage=storage, artifacts="a")
 
 
 def check_until_lost(workers: LocalWorkers) -> WorkersLostError:
@@ -48,7 +35,7 @@ def check_until_lost(workers: LocalWorkers) -> WorkersLostError:
 
     def happened() -> bool:
         try:
-            workers.check()
+            workers.alive()
         except WorkersLostError as error:
             lost.append(error)
         return bool(lost)
@@ -61,7 +48,7 @@ def test_each_device_gets_a_worker(interpreter: Any) -> None:
     starts = interpreter(LEAVES_WHEN_RELEASED)
     with crew("cpu", "cuda:1", name="study") as workers:
         wait_until(lambda: starts.exists() and len(starts.read_text().splitlines()) == 2)
-        assert workers.check() == 2
+        assert workers.alive() == 2
     assert sorted(starts.read_text().splitlines()) == [
         f"-P -m tuner worker study --device {device} --quiet --leashed" for device in ("cpu", "cuda:1")
     ]
@@ -69,7 +56,7 @@ def test_each_device_gets_a_worker(interpreter: Any) -> None:
 
 def test_storage_goes_through_the_environment(interpreter: Any) -> None:
     interpreter("sys.exit(f\"{os.environ['TUNER_STORAGE']} {os.environ['TUNER_ARTIFACTS']}\")")
-    with LocalWorkers("s", ["cpu"], storage="postgresql://me:word@h/d", artifacts="a") as workers:
+    with LocalWorkers(orders(storage="postgresql://me:word@h/d"), ["cpu"]) as workers:
         assert "postgresql://me:word@h/d a" in str(check_until_lost(workers))
 
 
@@ -78,7 +65,7 @@ def test_released_workers_leave(interpreter: Any) -> None:
     with crew("cpu", "cpu") as workers:
         pids = workers.pids
         assert len(pids) == 2
-    assert workers.check() == 0
+    assert workers.alive() == 0
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -122,16 +109,17 @@ def test_bad_input_is_not_tried_again(interpreter: Any) -> None:
 def test_others_go_on_without_it(interpreter: Any) -> None:
     interpreter("sys.exit(2) if 'cuda:0' in sys.argv else sys.stdin.read()")
     with crew("cuda:0", "cuda:1") as workers:
-        wait_until(lambda: workers.check() == 1)
-        assert workers.check() == 1
+        wait_until(lambda: workers.alive() == 1)
+        assert workers.alive() == 1
 
 
 def test_workers_leave_when_the_launcher_dies(interpreter: Any, tmp_path: Path) -> None:
     left = tmp_path / "left"
     starts = interpreter(f"sys.stdin.read(); open({str(left)!r}, 'w').close()")
     launch = (
-        "import os, sys; from tuner.launch.local import LocalWorkers; sys.executable = sys.argv[1]; "
-        "LocalWorkers('s', ['cpu'], storage='sqlite:///t.db').__enter__(); os._exit(0)"
+        "import os, sys; from tuner.launch.engine import Crew; from tuner.launch.local import LocalWorkers; "
+        "sys.executable = sys.argv[1]; "
+        "LocalWorkers(Crew(study='s', workers=1, storage='sqlite:///t.db'), ['cpu']).start(); os._exit(0)"
     )
     subprocess.run([PYTHON, "-c", launch, local.sys.executable], cwd=ROOT, check=True)
     wait_until(lambda: starts.exists() and left.exists())
@@ -178,7 +166,7 @@ def test_the_dead_are_reported_once_each(interpreter: Any) -> None:
     """What they held is freed at once; one that left in peace held nothing."""
     starts = interpreter("os.kill(os.getpid(), signal.SIGKILL) if 'cuda:0' in sys.argv else None")
     died: list[int] = []
-    with LocalWorkers("s", ["cuda:0", "cpu"], storage="sqlite:///t.db", died=died.append) as workers:
+    with LocalWorkers(orders(), ["cuda:0", "cpu"], died=died.append) as workers:
         check_until_lost(workers)
     assert len(starts.read_text().splitlines()) == 2 + local.RESTARTS
     assert len(died) == len(set(died)) == 1 + local.RESTARTS
@@ -198,13 +186,16 @@ def test_after_a_signal_nobody_is_started_again(interpreter: Any) -> None:
 class TestAwaited:
     here = socket.gethostname()
 
+    def mine(self, holder: Holder) -> bool:
+        return (holder.host, holder.pid) == (self.here, 9)
+
     def left(self, *holders: Holder, waiting: int = 0) -> Outstanding:
         return Outstanding(waiting=waiting, leased=0, expired=0, paused=1, finished=0, holders=holders)
 
     def test_others_hold_all_that_is_left(self) -> None:
         one = Holder(host="node2", pid=7, slots=3, lease_s=21.4)
         two = Holder(host=self.here, pid=8, slots=1, lease_s=9.0)
-        assert awaited(self.left(one, two), [9]) == (
+        assert awaited(self.left(one, two), self.mine) == (
             f"3 trials of worker node2:7, 1 trial of worker {self.here}:8",
             "if nothing is heard of it they can be claimed in 21 s",
         )
@@ -212,16 +203,16 @@ class TestAwaited:
     def test_not_while_there_is_work(self) -> None:
         other = Holder(host="node2", pid=7, slots=3, lease_s=21.4)
         mine = Holder(host=self.here, pid=9, slots=3, lease_s=30.0)
-        assert awaited(self.left(other, mine), [9]) is None
-        assert awaited(self.left(other, waiting=1), [9]) is None
-        assert awaited(self.left(), [9]) is None
+        assert awaited(self.left(other, mine), self.mine) is None
+        assert awaited(self.left(other, waiting=1), self.mine) is None
+        assert awaited(self.left(), self.mine) is None
 
     def test_it_is_said_once(
         self, interpreter: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         interpreter(LEAVES_WHEN_RELEASED)
-        monkeypatch.setattr(local, "AWAIT_S", 0.0)
-        monkeypatch.setattr(local, "POLL_S", 0.0)
+        monkeypatch.setattr(engine, "AWAIT_S", 0.0)
+        monkeypatch.setattr(engine, "POLL_S", 0.0)
         stop, looks = threading.Event(), []
 
         def show(_: Any) -> None:
@@ -230,7 +221,7 @@ class TestAwaited:
                 stop.set()
 
         manager = _manager("running", Holder(host="node2", pid=7, slots=3, lease_s=21.4))
-        with crew("cpu") as workers, caplog.at_level("WARNING", logger="tuner.launch.local"):
+        with crew("cpu") as workers, caplog.at_level("WARNING", logger="tuner.launch.engine"):
             follow(manager, "s", workers, stop=stop, show=show)
         assert [record.getMessage() for record in caplog.records] == [
             "s: waiting for 3 trials of worker node2:7; if nothing is heard of it they can be claimed in 21 s"
@@ -240,5 +231,5 @@ class TestAwaited:
 def test_interrupted_worker_is_not_started_again(interpreter: Any) -> None:
     starts = interpreter(f"sys.exit({128 + signal.SIGINT})")
     with crew("cpu") as workers:
-        wait_until(lambda: workers.check() == 0)
+        wait_until(lambda: workers.alive() == 0)
     assert len(starts.read_text().splitlines()) == 1

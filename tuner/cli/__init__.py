@@ -8,6 +8,7 @@ import click
 
 from tuner import __version__
 from tuner.cli.group import DEBUG, ErrorGroup, set_up_logging
+from tuner.cli.launching import launch
 from tuner.cli.lifecycle import check, create, delete, init, retry, show, stop, studies, workers
 from tuner.cli.results import best, evaluate, export, predict, replay, trials
 from tuner.cli.running import run, worker
@@ -37,6 +38,7 @@ for _command in (
     check,
     create,
     run,
+    launch,
     worker,
     studies,
     show,

@@ -36,7 +36,10 @@ from tuner.cli.signals import leave_on_signal, set_at_end_of_input
 from tuner.report.layout import count
 
 if TYPE_CHECKING:
-    from tuner.manager import StudyManager
+    from collections.abc import Callable
+
+    from tuner.launch.engine import Engine
+    from tuner.manager import StudyManager, StudySummary
     from tuner.spec import StudySpec
 
 REPORTED_EPOCHS = 100_000  # of a study whose report is drawn without being asked for, which takes some seconds
@@ -90,7 +93,6 @@ def run(
     with progress(quiet=quiet) as view:
         view.say(f"{study_file}: reading the data" if written is None else f"{written.study.name}: reading the data")
         from tuner.plan import create_or_resume
-        from tuner.report.note import write_note
 
         with open_manager(storage, artifacts, create=True) as manager:
             if written is not None:
@@ -106,19 +108,45 @@ def run(
             create_or_resume(manager, spec, root)
             if news := manager.summary(name).state != "finished":
                 _train(manager, spec, device, workers, storage, artifacts, view)
-            summary, database = manager.summary(name), manager.storage
-            opened = summary.evaluation is not None and (not ensemble or summary.evaluation.get("ensemble"))
-            if summary.state == "finished" and not opened and spec.has_test_rows:
-                what = "the winner and choosing an ensemble" if ensemble else "the winner"
-                view.say(f"{name}: refitting {what}, then opening the test set")
-                from tuner.evaluation import evaluate
+            summary = conclude(manager, spec, view, device=device, ensemble=ensemble, news=news)
+            database = manager.storage
+    report(context, summary, database, form)
 
-                evaluate(manager, name, device=device, ensemble=ensemble)
-                summary, news = manager.summary(name), True
-            write_note(manager, name)
-            if news and summary.state == "finished" and summary.epochs_trained <= REPORTED_EPOCHS:
-                view.say(f"{name}: drawing the report")
-                _attach_report(manager, name)
+
+def conclude(
+    manager: StudyManager,
+    spec: StudySpec,
+    view: Progress,
+    *,
+    news: bool,
+    device: str = "auto",
+    ensemble: bool = False,
+) -> StudySummary:
+    """Refit the winner of a finished study and open its test set, once; the study as it is then.
+
+    Draws the report of a study that has ended, or been evaluated, since the caller began (``news``).
+    """
+    from tuner.report.note import write_note
+
+    name = spec.study.name
+    summary = manager.summary(name)
+    opened = summary.evaluation is not None and (not ensemble or summary.evaluation.get("ensemble"))
+    if summary.state == "finished" and not opened and spec.has_test_rows:
+        what = "the winner and choosing an ensemble" if ensemble else "the winner"
+        view.say(f"{name}: refitting {what}, then opening the test set")
+        from tuner.evaluation import evaluate
+
+        evaluate(manager, name, device=device, ensemble=ensemble)
+        summary, news = manager.summary(name), True
+    write_note(manager, name)
+    if news and summary.state == "finished" and summary.epochs_trained <= REPORTED_EPOCHS:
+        view.say(f"{name}: drawing the report")
+        _attach_report(manager, name)
+    return summary
+
+
+def report(context: click.Context, summary: StudySummary, database: str, form: Format) -> None:
+    """Write what a study came to; one that is not finished was interrupted."""
     if summary.state != "finished":
         over = sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
         saved = f"{over:,} of {summary.trials['total']:,} trials are over and everything is saved"
@@ -145,24 +173,35 @@ def _train(
     leashed: bool = False,
 ) -> bool:
     """Train with local workers until the study is over or a signal comes; whether one came."""
-    from tuner.launch.local import LocalWorkers, devices_for, follow
+    from tuner.launch.engine import Crew
+    from tuner.launch.local import LocalWorkers, devices_for
 
     name = spec.study.name
-    watch = Watch(manager, name)
     devices = devices_for(device, workers, spec.total_trials)
     view.say(f"{name}: starting {count(len(devices), 'worker')}")
+    crew = Crew(study=name, workers=len(devices), storage=storage, artifacts=artifacts)
+    return attend(manager, name, LocalWorkers(crew, devices, died=undertaker(manager, name)), view, leashed=leashed)
+
+
+def undertaker(manager: StudyManager, name: str) -> Callable[[int], None]:
+    """Frees what a process of this machine held, once told that it is dead."""
 
     def bury(pid: int) -> None:
         if held := manager.bury(name, socket.gethostname(), pid):
             logging.getLogger(__name__).warning("%s: freed what the dead worker held: %s", name, count(held, "trial"))
 
-    with (
-        leave_on_signal(_interrupt) as stop,
-        LocalWorkers(name, devices, storage=storage, artifacts=artifacts, died=bury) as crew,
-    ):
+    return bury
+
+
+def attend(manager: StudyManager, name: str, engine: Engine, view: Progress, *, leashed: bool = False) -> bool:
+    """Start an engine's workers and show the study until it is over or a signal comes; whether one came."""
+    from tuner.launch.engine import follow
+
+    watch = Watch(manager, name)
+    with leave_on_signal(_interrupt) as stop, engine:
         if leashed:
             set_at_end_of_input(stop)
-        follow(manager, name, crew, stop=stop, show=lambda summary: view.show(watch, summary))
+        follow(manager, name, engine, stop=stop, show=lambda summary: view.show(watch, summary))
         if stop.is_set():
             view.say("interrupted: the workers finish their epoch and save; again to leave at once")
     return stop.is_set()

@@ -2,8 +2,7 @@
 
 A worker's standard input is a pipe that its launcher holds open. End of file asks it to finish its epoch, save its
 lanes and leave; it comes when the launcher releases its workers and also when the launcher dies, however it dies.
-Workers stay in the launcher's process group, so that Ctrl-C and Ctrl-Z in a terminal mean all of them at once. Where
-the storage is goes through the environment: a password in its URL never shows in a list of processes.
+Workers stay in the launcher's process group, so that Ctrl-C and Ctrl-Z in a terminal mean all of them at once.
 """
 
 from __future__ import annotations
@@ -11,92 +10,99 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-import tuner
-from tuner.errors import TunerError
+from tuner.errors import DeviceError
+from tuner.launch.engine import Crew, Engine, WorkersLostError, label, source_folder
 from tuner.words import count
 
 if TYPE_CHECKING:
-    from tuner.manager import StudyManager, StudySummary
-    from tuner.storage.ledger import Outstanding
+    from tuner.storage.ledger import Holder
 
 RESTARTS = 3  # how often a worker that died is started again
 GRACE_S = 60.0  # seconds that released workers get to finish their epoch and save
-POLL_S = 0.5  # seconds between two looks at the study, or ten times as long as a look takes
-AWAIT_S = 5.0  # seconds between two looks at whom the workers wait for
 LAST_WORDS = 5  # lines of a dead worker's standard error that a message shows
 INTERRUPTED = 130  # exit code of a worker that was asked to leave by a signal
 
 _log = logging.getLogger(__name__)
 
 
-class WorkersLostError(TunerError):
-    """No local worker is left, and the study is not finished."""
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-class LocalWorkers:
-    """One worker process a device, started on entry and gone on exit.
+class LocalWorkers(Engine):
+    """One worker process a device.
 
     A worker that dies is started again up to ``RESTARTS`` times; one that refuses its input (exit code 2) is not. The
     others go on without it. Not thread safe.
-
-    died: is told the process id of each worker that died, once, so that what it held can be freed.
     """
 
-    def __init__(
-        self,
-        name: str,
-        devices: Sequence[str],
-        *,
-        storage: str,
-        artifacts: str | None = None,
-        died: Callable[[int], object] = lambda _: None,
-    ) -> None:
-        self._died = died
-        environment = _environment(storage, artifacts)
-        self._workers = [_Worker(i, name, device, environment) for i, device in enumerate(devices, start=1)]
+    name = "this machine"
+
+    def __init__(self, crew: Crew, devices: Sequence[str], *, died: Callable[[int], object] = lambda _: None) -> None:
+        super().__init__(crew, died=died)
+        environment = worker_environment(crew)
+        self._workers = [_Worker(i, crew.study, device, environment) for i, device in enumerate(devices, start=1)]
         self._released = False
 
-    def __enter__(self) -> LocalWorkers:
-        for worker in self._workers:
-            worker.start()
-        return self
+    @classmethod
+    def of(cls, crew: Crew, *, died: Callable[[int], object] = lambda _: None) -> Self:
+        """A process for each CPU or GPU of each worker."""
+        gpus = [f"cuda:{i}" for i in range(crew.workers * crew.gpus)]
+        return cls(crew, gpus or ["cpu"] * (crew.workers * crew.cpus), died=died)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
-        self.wait(GRACE_S)
+        self.stop()
         if error is None or isinstance(error, WorkersLostError):
             self._bury()
+
+    @property
+    def submission(self) -> str:
+        return "\n".join(
+            [
+                *(f"export {name}={shlex.quote(value)}" for name, value in self.crew.shown_environment.items()),
+                *(shlex.join(worker.command) for worker in self._workers),
+            ]
+        )
+
+    def check(self) -> None:
+        if self.crew.gpus:
+            wanted, here = self.crew.workers * self.crew.gpus, _cuda_devices()
+            if wanted > here:
+                raise DeviceError(
+                    f"{count(self.crew.workers, 'worker')} of {self.crew.needs} need {count(wanted, 'GPU')}, this "
+                    f"machine has {here}; ask for fewer, or for none: --gpus-per-worker 0"
+                )
+
+    def start(self, *, detach: bool = False) -> None:
+        if detach:
+            self._detach()
+            return
+        for worker in self._workers:
+            worker.start()
+
+    @property
+    def traces(self) -> str:
+        return f"their words go to {self._log_file}"
 
     @property
     def pids(self) -> list[int]:
         """The process of each worker that is alive."""
         return [worker.process.pid for worker in self._workers if worker.alive]
 
-    def check(self) -> int:
-        """How many workers are alive, after dead ones were started again.
-
-        Raises WorkersLostError when none is left and at least one of them did not leave in peace.
-        """
+    def alive(self) -> int:
+        """How many workers are alive, after dead ones were started again."""
         self._bury()
         for worker in self._workers:
             if not self._released:
@@ -107,12 +113,32 @@ class LocalWorkers:
             raise WorkersLostError(failed[-1].obituary(), failed[-1].exit_code)
         return alive
 
+    def owns(self, holder: Holder) -> bool:
+        return holder.host == socket.gethostname() and holder.pid in self.pids
+
+    def _detach(self) -> None:
+        """One process, which is nobody's child, watches over the workers."""
+        device = "cuda" if self.crew.gpus else "cpu"
+        with self._log_file.open("a") as file:
+            subprocess.Popen(
+                worker_command(self.crew.study, device, "--workers", str(len(self._workers))),
+                env=worker_environment(self.crew),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    @property
+    def _log_file(self) -> Path:
+        return Path(f"{label(self.crew.study)}.log")
+
     def _bury(self) -> None:
         """Report the dead."""
         for worker in self._workers:
             if worker.failed and not worker.buried:
                 worker.buried = True
-                self._died(worker.process.pid)
+                self.died(worker.process.pid)
 
     def release(self) -> None:
         """Ask every worker to finish its epoch, save its lanes and leave. Returns at once."""
@@ -120,58 +146,27 @@ class LocalWorkers:
         for worker in self._workers:
             worker.release()
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until all have left; whoever has not after ``timeout_s`` seconds is killed, which costs its epoch."""
-        deadline = time.monotonic() + timeout_s
+    def stop(self) -> None:
+        """Whoever has not left after ``GRACE_S`` seconds is killed, which costs its epoch."""
+        self.release()
+        deadline = time.monotonic() + GRACE_S
         for worker in self._workers:
             worker.wait(max(deadline - time.monotonic(), 0.0))
 
 
-def follow(
-    manager: StudyManager,
-    name: str,
-    workers: LocalWorkers,
-    *,
-    stop: threading.Event,
-    show: Callable[[StudySummary], None],
-) -> None:
-    """Watch a study until it is finished, or stopped and all workers have left, or ``stop`` is set; ``show`` sees every
-    look at it. The study's last state is the caller's to read: workers that leave still save. Where the workers have
-    nothing to do but to wait for others, a line of the log says so.
+def worker_command(name: str, device: str, *more: str) -> list[str]:
+    """``tuner worker`` as this interpreter runs it."""
+    return [sys.executable, "-P", "-m", "tuner", "worker", name, "--device", device, "--quiet", *more]
 
-    Raises WorkersLostError when the study needs work and no worker is left.
+
+def worker_environment(crew: Crew) -> dict[str, str]:
+    """This process's environment with what the crew's workers need. They run this very package, also where it is not
+    installed.
     """
-    ledger, told, look = manager.ledger(name), "", 0.0
-    while True:
-        began = time.monotonic()
-        # After a signal whoever dies was meant to: a worker that is still importing ends at once.
-        alive = len(workers.pids) if stop.is_set() else workers.check()
-        summary = manager.summary(name)
-        show(summary)
-        if stop.is_set() or summary.state == "finished" or (not alive and summary.state == "stopped"):
-            return
-        if not alive:
-            raise WorkersLostError(f"all workers left, but study {name!r} is not finished; run the same command again")
-        if began >= look:
-            look = began + AWAIT_S
-            line = awaited(ledger.outstanding(), workers.pids)
-            if line and line[0] != told:
-                _log.warning("%s: waiting for %s; %s", name, *line)
-            told = line[0] if line else ""
-        stop.wait(max(POLL_S, 10 * (time.monotonic() - began)))
-
-
-def awaited(outstanding: Outstanding, pids: Collection[int]) -> tuple[str, str] | None:
-    """Whom the local workers, these processes of this machine, wait for, and for how long; None while they have work.
-
-    Where nothing may be claimed, what is left depends on slots that others hold.
-    """
-    host = socket.gethostname()
-    others = [holder for holder in outstanding.holders if holder.host != host or holder.pid not in pids]
-    if outstanding.claimable or not others or len(others) < len(outstanding.holders):
-        return None
-    held = ", ".join(f"{count(holder.slots, 'trial')} of worker {holder.name}" for holder in others)
-    return held, f"if nothing is heard of it they can be claimed in {max(h.lease_s for h in others):.0f} s"
+    environment = {**os.environ, **crew.environment}
+    if (home := source_folder()) is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(home)]))
+    return environment
 
 
 def devices_for(device: str, workers: int | None, trials: int) -> list[str]:
@@ -216,17 +211,6 @@ def _cuda_devices() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _environment(storage: str, artifacts: str | None) -> dict[str, str]:
-    environment = {**os.environ, "TUNER_STORAGE": storage}
-    if artifacts is not None:
-        environment["TUNER_ARTIFACTS"] = artifacts
-    # Workers run this very package, also where it is not installed.
-    home = str(Path(tuner.__file__).resolve().parents[1])
-    if home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), home]))
-    return environment
-
-
 class _Worker:
     """One place in the crew, and the process that fills it at the moment."""
 
@@ -234,18 +218,7 @@ class _Worker:
 
     def __init__(self, number: int, name: str, device: str, environment: Mapping[str, str]) -> None:
         self.label = f"worker {number} ({device})"
-        self._command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "tuner",
-            "worker",
-            name,
-            "--device",
-            device,
-            "--quiet",
-            "--leashed",
-        ]
+        self.command = worker_command(name, device, "--leashed")
         self._environment = environment
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self._restarts = 0
@@ -256,7 +229,7 @@ class _Worker:
         self._last_words.clear()
         self.buried = False
         self.process = subprocess.Popen(
-            self._command,
+            self.command,
             env=dict(self._environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

@@ -1,0 +1,45 @@
+"""What the tests of several engines share: stand-ins for ``tuner worker``, and a Slurm."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch.slurm import SlurmServer, why_no_slurm
+from tests.storage.servers import required
+from tuner.launch import local
+
+
+@pytest.fixture
+def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Puts a few lines of Python in the place of ``tuner worker``; each start of it appends a line to ``starts``."""
+
+    def replace(body: str) -> Path:
+        starts = tmp_path / "starts"
+        script = tmp_path / "interpreter"
+        script.write_text(
+            f"#!{sys.executable} -IS\nimport os, signal, sys\n"
+            f"with open({str(starts)!r}, 'a') as file:\n    print(*sys.argv[1:], file=file)\n{body}\n"
+        )
+        script.chmod(0o755)
+        monkeypatch.setattr(local.sys, "executable", str(script))
+        return starts
+
+    return replace
+
+
+@pytest.fixture(scope="session")
+def slurm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmServer]:
+    """A Slurm of one node, which is this machine."""
+    required(why_no_slurm())
+    with SlurmServer(tmp_path_factory.mktemp("slurm")) as server:
+        yield server
+
+
+@pytest.fixture
+def slurm(slurm_server: SlurmServer, monkeypatch: pytest.MonkeyPatch) -> SlurmServer:
+    """The commands of Slurm find the server."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm_server.configuration))
+    return slurm_server

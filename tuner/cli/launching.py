@@ -1,0 +1,117 @@
+"""The verb that takes a study beyond one machine: launch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from tuner.cli.options import (
+    Format,
+    ensemble_option,
+    format_option,
+    open_manager,
+    override_options,
+    quiet_option,
+    read_spec,
+    storage_options,
+    study_file,
+)
+from tuner.cli.progress import progress
+from tuner.cli.running import attend, conclude, report, undertaker
+from tuner.launch import Place
+from tuner.report.layout import count
+
+
+@click.command()
+@study_file
+@click.option(
+    "--on", "place", type=click.Choice(get_args(Place)), required=True, help="What starts and places the workers."
+)
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", required=True, help="How many workers.")
+@click.option(
+    "--gpus-per-worker",
+    "gpus",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="GPUs of each worker, a process each; 0 trains on CPUs.",
+)
+@click.option(
+    "--cpus-per-worker",
+    "cpus",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="CPU cores of each worker; without GPUs a process each.",
+)
+@click.option(
+    "--slurm",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of sbatch, such as partition=gpu or time=04:00:00; may be repeated.",
+)
+@click.option("--dry-run", is_flag=True, help="Print exactly what would be submitted, and submit nothing.")
+@click.option("--detach", is_flag=True, help="Submit and return, instead of following the study to its end.")
+@ensemble_option
+@override_options
+@storage_options
+@quiet_option
+@format_option("table", "json")
+@click.pass_context
+def launch(
+    context: click.Context,
+    /,
+    study_file: Path,
+    place: Place,
+    workers: int,
+    gpus: int,
+    cpus: int,
+    slurm: tuple[str, ...],
+    dry_run: bool,
+    detach: bool,
+    ensemble: bool,
+    storage: str,
+    artifacts: str | None,
+    quiet: bool,
+    form: Format,
+    **overrides: Any,
+) -> None:
+    """Run a study with workers on a cluster.
+
+    Creates the study or goes on with it, has the engine start the workers, follows them, and when all trials are over
+    refits the winner here and opens the test set once, as tuner run does. Ctrl-C lets the workers save and leave; the
+    same command goes on.
+    """
+    if detach and ensemble:
+        raise click.UsageError("--ensemble is for the end of the study, which --detach does not wait for", context)
+    spec = read_spec(study_file, **overrides)
+    name = spec.study.name
+
+    from tuner.launch.engine import Crew, make_engine
+
+    crew = Crew(study=name, workers=workers, storage=storage, artifacts=artifacts, cpus=cpus, gpus=gpus)
+    engine = make_engine(place, crew, slurm=slurm)
+    if dry_run:
+        click.echo(engine.submission)
+        return
+    with progress(quiet=quiet) as view:
+        engine.check()
+        view.say(f"{name}: reading the data")
+        from tuner.plan import create_or_resume
+
+        with open_manager(storage, artifacts, create=True) as manager:
+            create_or_resume(manager, spec, study_file.parent)
+            if news := manager.summary(name).state != "finished":
+                view.say(f"{name}: starting {count(workers, 'worker')} on {engine.name}")
+                if detach:
+                    engine.start(detach=True)
+                    click.echo(f"{name}: {count(workers, 'worker')} started, {engine.traces}; next: tuner show {name}")
+                    return
+                engine.died = undertaker(manager, name)
+                attend(manager, name, engine, view)
+            summary, database = conclude(manager, spec, view, news=news, ensemble=ensemble), manager.storage
+    report(context, summary, database, form)
