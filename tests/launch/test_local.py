@@ -157,7 +157,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _manager(state: str, *holders: Holder, waiting: int = 0) -> Any:
-    left = Outstanding(waiting=waiting, leased=0, expired=0, paused=0, finished=0, holders=holders)
+    left = Outstanding(waiting=waiting, leased=0, expired=0, paused=0, holders=holders)
     ledger = SimpleNamespace(outstanding=lambda: left)
     return SimpleNamespace(summary=lambda name: SimpleNamespace(name=name, state=state), ledger=lambda _: ledger)
 
@@ -190,7 +190,7 @@ class TestAwaited:
         return (holder.host, holder.pid) == (self.here, 9)
 
     def left(self, *holders: Holder, waiting: int = 0) -> Outstanding:
-        return Outstanding(waiting=waiting, leased=0, expired=0, paused=1, finished=0, holders=holders)
+        return Outstanding(waiting=waiting, leased=0, expired=0, paused=1, holders=holders)
 
     def test_others_hold_all_that_is_left(self) -> None:
         one = Holder(host="node2", pid=7, slots=3, lease_s=21.4)
