@@ -1,5 +1,6 @@
-"""What the tests of several engines share: stand-ins for ``tuner worker``, and a Slurm."""
+"""What the tests of several engines share: stand-ins for ``tuner worker``, a Slurm, a kubectl."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.command import ROOT
 from tests.launch.slurm import SlurmServer, why_no_slurm
 from tests.storage.servers import required
 from tuner.launch import local
@@ -43,3 +45,23 @@ def slurm(slurm_server: SlurmServer, monkeypatch: pytest.MonkeyPatch) -> SlurmSe
     """The commands of Slurm find the server."""
     monkeypatch.setenv("SLURM_CONF", str(slurm_server.configuration))
     return slurm_server
+
+
+@pytest.fixture
+def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a cluster without GPUs that the kubectl of the tests, first on the path, talks to."""
+    folder, source = tmp_path / "cluster", Path(__file__).with_name("kubectl.py")
+    (folder / "bin").mkdir(parents=True)
+    (folder / "nodes.json").write_text('{"items": [{"status": {"allocatable": {"cpu": "4"}}}]}')
+    programs = {
+        tmp_path / "kubectl": f'exec "{sys.executable}" "{source}" "$@"',
+        # What runs in the pods: this tuner, or what a test put in its place.
+        folder / "bin" / "tuner": f'[ -x "{tmp_path}/interpreter" ] && exec "{tmp_path}/interpreter" -m tuner "$@"\n'
+        f'PYTHONPATH="{ROOT}" exec "{sys.executable}" -m tuner "$@"',
+    }
+    for path, line in programs.items():
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("KUBECTL_FOLDER", str(folder))
+    return folder

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.command import wait_until
 from tuner.errors import BadInputError, EngineError
-from tuner.launch import Place, engine, slurm
+from tuner.launch import Place, engine, kubernetes, slurm
 from tuner.launch.engine import Crew, Engine, WorkersLostError, make_engine
 
 SERVER = "postgresql://me:se-cret@db.example.com/tuner"
@@ -29,7 +29,8 @@ with open(log, "a") as file:
 sys.exit(130)
 """
 REFUSING = "print('error: data.source: no such file: /data/x.csv', file=sys.stderr); sys.exit(2)"
-PLACES: list[Place] = ["local", "slurm"]
+PLACES: list[Place] = ["local", "slurm", "kubernetes"]
+OPTIONS: dict[str, Any] = {"kubernetes": {"kubernetes": ["image=tuner:1"]}}
 
 
 @pytest.fixture(params=PLACES)
@@ -40,9 +41,11 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     if place != "local":
         request.getfixturevalue(place)
     monkeypatch.setattr(slurm, "POLL_S", 0.1)
+    monkeypatch.setattr(kubernetes, "POLL_S", 0.1)
 
     def engine(**crew: Any) -> Engine:
-        return make_engine(place, Crew(study="study", storage=SERVER, **{"workers": 2, **crew}))
+        given = Crew(study="study", storage=SERVER, **{"workers": 2, **crew})
+        return make_engine(place, given, **OPTIONS.get(place, {}))
 
     return engine
 
@@ -79,7 +82,7 @@ def test_the_storage_reaches_the_workers_and_shows_nowhere(make: Any, interprete
         shown = engine.submission
     assert seen.read_text() == f"{SERVER}s3://bucket/place"
     assert "se-cret" not in shown + starts.read_text()
-    assert "db.example.com/tuner" in shown or "Secret" in shown
+    assert "db.example.com/tuner" in shown or "kind: Secret" in shown
 
 
 def test_a_worker_that_refuses_is_heard(make: Any, interpreter: Any) -> None:

@@ -54,6 +54,12 @@ from tuner.report.layout import count
     metavar="KEY=VALUE",
     help="An option of sbatch, such as partition=gpu or time=04:00:00; may be repeated.",
 )
+@click.option(
+    "--kubernetes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="image, namespace, context, memory or claim (a volume for data and checkpoints); may be repeated.",
+)
 @click.option("--dry-run", is_flag=True, help="Print exactly what would be submitted, and submit nothing.")
 @click.option("--detach", is_flag=True, help="Submit and return, instead of following the study to its end.")
 @ensemble_option
@@ -71,6 +77,7 @@ def launch(
     gpus: int,
     cpus: int,
     slurm: tuple[str, ...],
+    kubernetes: tuple[str, ...],
     dry_run: bool,
     detach: bool,
     ensemble: bool,
@@ -94,7 +101,7 @@ def launch(
     from tuner.launch.engine import Crew, make_engine
 
     crew = Crew(study=name, workers=workers, storage=storage, artifacts=artifacts, cpus=cpus, gpus=gpus)
-    engine = make_engine(place, crew, slurm=slurm)
+    engine = make_engine(place, crew, slurm=slurm, kubernetes=kubernetes)
     if dry_run:
         click.echo(engine.submission)
         return

@@ -154,24 +154,28 @@ class Engine(ABC):
         return True
 
 
-def make_engine(place: Place, crew: Crew, *, slurm: Sequence[str] = ()) -> Engine:
+def make_engine(place: Place, crew: Crew, *, slurm: Sequence[str] = (), kubernetes: Sequence[str] = ()) -> Engine:
     """The engine for a place.
 
-    slurm: options of sbatch, as KEY=VALUE.
+    slurm: options of sbatch, as KEY=VALUE. kubernetes: of the pods and kubectl, too.
 
     Raises BadInputError when the crew cannot work there, or an option is for another engine.
     """
-    for option, given, theirs in (("--slurm", slurm, "slurm"),):
-        if given and place != theirs:
-            raise BadInputError(f"{option} is for --on {theirs}, and this is --on {place}")
+    for given, engine in ((slurm, "slurm"), (kubernetes, "kubernetes")):
+        if given and place != engine:
+            raise BadInputError(f"--{engine} is for --on {engine}, and this is --on {place}")
     if place == "local":
         from tuner.launch.local import LocalWorkers
 
         return LocalWorkers.of(crew)
     _must_be_shared(crew.storage)
-    from tuner.launch.slurm import SlurmWorkers
+    if place == "slurm":
+        from tuner.launch.slurm import SlurmWorkers
 
-    return SlurmWorkers(crew, settings(slurm, "--slurm"))
+        return SlurmWorkers(crew, settings(slurm, "--slurm"))
+    from tuner.launch.kubernetes import KubernetesWorkers
+
+    return KubernetesWorkers(crew, settings(kubernetes, "--kubernetes"))
 
 
 def _must_be_shared(storage: str) -> None:
@@ -213,6 +217,8 @@ def follow(
                 alive = engine.alive()
             except WorkersLostError as error:
                 alive, lost = 0, error
+            except EngineError as error:  # the study goes on while its scheduler is being restarted
+                _log.warning("%s", error)
         summary = manager.summary(name)
         show(summary)
         engine.over = summary.state == "finished"
@@ -275,9 +281,14 @@ def settings(words: Sequence[str], option: str) -> dict[str, str]:
 
 
 def call(
-    command: Sequence[str], *, stdin: str | None = None, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    stdin: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    patience_s: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run an engine's own program; its exit code is the caller's to look at. Raises EngineError when it hangs."""
+    patience_s = CALL_S if patience_s is None else patience_s
     try:
         return subprocess.run(
             command,
@@ -287,10 +298,10 @@ def call(
             text=True,
             errors="replace",
             check=False,
-            timeout=CALL_S,
+            timeout=patience_s,
         )
     except subprocess.TimeoutExpired:
-        raise EngineError(f"{command[0]} did not answer within {CALL_S:.0f} s; is its server there?") from None
+        raise EngineError(f"{command[0]} did not answer within {patience_s:.0f} s; is its server there?") from None
 
 
 def require(program: str, *, advice: str) -> None:
