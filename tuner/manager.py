@@ -25,7 +25,7 @@ from tuner.search.distributions import distributions
 from tuner.spec import StudySpec
 from tuner.storage import agreement, bulk, overview, records
 from tuner.storage.agreement import stored_spec
-from tuner.storage.artifacts import below, parse_root
+from tuner.storage.artifacts import below, open_files, parse_root, shown
 from tuner.storage.attachments import Attachments
 from tuner.storage.checkpoints import CheckpointStore
 from tuner.storage.database import OPEN_PATIENCE_S, PATIENCE_S, Database, now, open_database, parse_url, sqlite_file
@@ -48,6 +48,7 @@ __all__ = [
 
 _TABLES: tuple[Table, ...] = (slots, rungs, curves, checkpoints, workers, evaluations, studies)
 _CHUNK = 50_000  # slots in one insert
+_DIAGNOSIS = "diagnosis.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,6 +415,33 @@ class StudyManager:
             return connection.execute(select(evaluations.c.peeks).where(mine)).scalar() or 0
 
         return self._database.write(work)
+
+    # The diagnosis, a file beside the checkpoints
+
+    def store_diagnosis(self, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep what a diagnosis found, in place of an earlier one; returns it as it is kept, NaN as None.
+
+        Raises StorageError when the file cannot be written.
+        """
+        place, text = self._diagnosis_place(name), strict_json.dumps(dict(record))
+        try:
+            open_files(place).write(_DIAGNOSIS, text.encode())
+        except OSError as error:
+            raise StorageError(f"{shown(place)}: cannot be written: {error.strerror or error}") from error
+        kept: dict[str, Any] = json.loads(text)
+        return kept
+
+    def diagnosis(self, name: str) -> dict[str, Any] | None:
+        """What the last diagnosis found. None before there is one, and where this machine does not reach its file."""
+        try:
+            kept: dict[str, Any] = json.loads(open_files(self._diagnosis_place(name)).read(_DIAGNOSIS))
+        except (OSError, ValueError):
+            return None
+        return kept
+
+    def _diagnosis_place(self, name: str) -> str | Path:
+        """A folder of its own, where nobody takes it for a checkpoint that was left behind."""
+        return below(below(self.artifacts, self._study(name).folder), "diagnosis")
 
     # Parts
 

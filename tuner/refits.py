@@ -130,7 +130,7 @@ def _targets(data: TrainingData, scaling: Scaling, fold: int) -> Tensor:
     """The validation targets of a fold, numbers in the unit of the first fold's."""
     first, view = data.views[scaling, 0], data.views[scaling, fold]
     y = torch.from_numpy(view.val.y)
-    return y if data.task == "classification" else _in_unit_of(first, view, y)
+    return y if data.task == "classification" else in_unit_of(first, view, y)
 
 
 def _validation_outputs(task: LaneTask, state: LaneState, data: TrainingData, placed: DeviceData) -> Tensor:
@@ -141,12 +141,12 @@ def _validation_outputs(task: LaneTask, state: LaneState, data: TrainingData, pl
         pack.restore(0, state.kept(lane.fold))
         outputs = pack.outputs(placed.view(scaling, lane.fold).x_val)[0]
         if data.task == "regression":
-            outputs = _in_unit_of(data.views[scaling, 0], data.views[scaling, lane.fold], outputs)
+            outputs = in_unit_of(data.views[scaling, 0], data.views[scaling, lane.fold], outputs)
         parts.append(outputs)
     return torch.cat(parts)
 
 
-def _in_unit_of(first: View, view: View, z: Tensor) -> Tensor:
+def in_unit_of(first: View, view: View, z: Tensor) -> Tensor:
     """Numbers standardised as one view's target, as another's."""
     if view is first:
         return z

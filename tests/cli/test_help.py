@@ -24,6 +24,7 @@ VERBS = [
     "trials",
     "best",
     "evaluate",
+    "diagnose",
     "export",
     "predict",
     "replay",

@@ -7,6 +7,7 @@ input, 3 nothing completed, 130 interrupted with everything saved.
 import click
 
 from tuner import __version__
+from tuner.cli.diagnosing import diagnose
 from tuner.cli.group import DEBUG, ErrorGroup, set_up_logging
 from tuner.cli.launching import launch
 from tuner.cli.lifecycle import check, create, delete, init, retry, show, stop, studies, workers
@@ -46,6 +47,7 @@ for _command in (
     trials,
     best,
     evaluate,
+    diagnose,
     export,
     predict,
     replay,

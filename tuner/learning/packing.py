@@ -66,7 +66,7 @@ def bytes_of(tasks: Sequence[LaneTask], data: DeviceData) -> int:
 def _members(tasks: Sequence[LaneTask], data: DeviceData) -> tuple[list[TrialConfig], list[int]]:
     """Configuration and training rows of each lane."""
     configs = [task.lane.config for task in tasks for _ in range(task.folds)]
-    spans = [data.spans[task.lane.config.scaling, fold].train for task in tasks for fold in range(task.folds)]
+    spans = [data.spans[lane.config.scaling, lane.fold].train for task in tasks for lane in task.lanes]
     return configs, [last - first for first, last in spans]
 
 

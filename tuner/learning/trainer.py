@@ -70,8 +70,8 @@ class LaneState:
 class LaneTask:
     """A trial to train: its lane, how many epochs it shall have in the end, and where it stands (None: nowhere yet).
 
-    folds: on how many folds it trains, each a lane of its own in the same pack; ``lane`` is that of fold 0. Its losses
-    and its value are then means over folds, and it has diverged when one of them has.
+    folds: on how many folds it trains, each a lane of its own in the same pack; ``lane`` is that of the first, and the
+    others follow it. Its losses and its value are then means over folds, and it has diverged when one of them has.
     """
 
     lane: Lane
@@ -82,7 +82,8 @@ class LaneTask:
     @property
     def lanes(self) -> list[Lane]:
         """The lane of each fold."""
-        return [replace(self.lane, fold=fold, key=fold_key(self.lane.key, fold)) for fold in range(self.folds)]
+        first, key = self.lane.fold, self.lane.key
+        return [replace(self.lane, fold=first + fold, key=fold_key(key, fold)) for fold in range(self.folds)]
 
 
 class PackTrainer:

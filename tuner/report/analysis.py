@@ -63,6 +63,7 @@ def analyse(manager: StudyManager, name: str) -> Record:
         "space": [_axis(name, domain) for name, domain in space.searched.items()],
         "contours": contours(list(space.searched), points, judged),
         "timeline": _timeline(trials, times, crew, zero),
+        "diagnosis": manager.diagnosis(name),
         "reproduce": _reproduce(manager, spec),
     }
 

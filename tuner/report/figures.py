@@ -26,6 +26,7 @@ _OF_STATE = {
     "running": ORANGE,
     "waiting": PURPLE,
 }
+_OF_VERDICT = {"better": GREEN, "worse": RED, "unseen": GREY, "same": GREY}
 _OF_WORKER = {"live": GREEN, "left": BLUE, "lost": RED}
 _SCALE = "Viridis"
 
@@ -45,7 +46,7 @@ class Figure:
 
 def figures(analysis: Record) -> list[Figure]:
     """Every figure that the study has something to show for, in the order of the page."""
-    makers = [scores, curves, brackets, history, importance, slices, contours, timeline]
+    makers = [scores, effects, learning_curve, curves, brackets, history, importance, slices, contours, timeline]
     return [figure for make in makers if (figure := make(analysis)) is not None]
 
 
@@ -90,6 +91,65 @@ def scores(analysis: Record) -> Figure | None:
         f"{number(test['high'])}."
     )
     return _figure("scores", "Validation against test", told, drawing, height=120 + 44 * len(rows))
+
+
+def effects(analysis: Record) -> Figure | None:
+    """What each change to the winner does, with its interval: the diagnosis."""
+    found = analysis["diagnosis"]
+    if found is None:
+        return None
+    shown = [effect for effect in found["effects"] if effect["group"] != "data" and effect["half_width"] is not None]
+    if not shown:
+        return None
+    drawing = go.Figure()
+    for verdict, colour in _OF_VERDICT.items():
+        some = [effect for effect in shown if effect["verdict"] == verdict]
+        if some:
+            drawing.add_scatter(
+                x=[effect["mean"] for effect in some], y=[_change(effect) for effect in some], mode="markers",
+                error_x={"type": "data", "array": [effect["half_width"] for effect in some]}, name=verdict,
+                marker={"color": colour, "size": 9},
+            )  # fmt: skip
+    drawing.add_vline(x=0, line={"color": GREY, "dash": "dot"})
+    drawing.update_yaxes(
+        autorange="reversed", type="category", categoryorder="array", categoryarray=[_change(e) for e in shown]
+    )
+    drawing.update_xaxes(title=f"validation {found['metric']}, minus the winner's")
+    seen = [f"{_change(e)} {e['verdict']} ({e['mean']:+.3g} ± {e['half_width']:.2g})" for e in shown if e["seen"]]
+    told = (
+        f"The {found['metric']} of the winner with one thing changed, minus its own, over {found['seeds']} paired "
+        f"seeds; all intervals hold together with {100 * found['confidence']:g} %. "
+        + (f"Seen: {'; '.join(seen)}." if seen else "No effect was seen.")
+    )
+    return _figure("effects", "What each change does", told, drawing, height=140 + 24 * len(shown), min_width=560)
+
+
+def _change(effect: Record) -> str:
+    return f"without {effect['title']}" if effect["group"] == "without" else str(effect["title"])
+
+
+def learning_curve(analysis: Record) -> Figure | None:
+    """Train and validation score against the number of training rows: the diagnosis."""
+    found = analysis["diagnosis"]
+    if found is None or len(found["learning_curve"]) < 2:
+        return None
+    points = found["learning_curve"]
+    drawing = go.Figure()
+    rows = [point["rows"] for point in points]
+    for key, colour in (("train", BLUE), ("validation", ORANGE)):
+        spread = [point["half_width"] or 0.0 for point in points] if key == "validation" else None
+        drawing.add_scatter(
+            x=rows, y=[point[key] for point in points], mode="lines+markers", name=key, line={"color": colour},
+            error_y=None if spread is None else {"type": "data", "array": spread},
+        )  # fmt: skip
+    drawing.update_xaxes(title="training rows", type="log", tickvals=rows, ticktext=[f"{n:,}" for n in rows])
+    drawing.update_yaxes(title=found["metric"])
+    told = "; ".join(
+        f"{point['rows']:,} rows: train {number(point['train'])}, validation {number(point['validation'])}"
+        for point in points
+    )
+    told += "; the intervals are those of the difference to all rows. As many steps for each."
+    return _figure("learning_curve", "More data", told, drawing, height=360)
 
 
 def curves(analysis: Record) -> Figure | None:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tuner.errors import BadInputError
+from tuner.report.diagnosis import caution, fit_lines, head, question_lines
 from tuner.report.figures import Figure, figures
 from tuner.report.layout import count, duration, number
 from tuner.report.study import scores, told, work_done
@@ -45,6 +46,7 @@ def report_html(analysis: Mapping[str, Any], drawn: Sequence[Figure] | None = No
         work=work_done(study),
         scores=scores(study),
         params={} if best is None else told(best["params"]),
+        diagnosis=_diagnosis(analysis),
         figures=drawn,
         drawings=_embedded({figure.name: _drawing(figure) for figure in drawn}),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
@@ -52,6 +54,22 @@ def report_html(analysis: Mapping[str, Any], drawn: Sequence[Figure] | None = No
         count=count,
         spec=json.dumps(analysis["reproduce"]["spec"], indent=2, ensure_ascii=False),
     )
+
+
+def _diagnosis(analysis: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the page says of the last diagnosis."""
+    found = analysis["diagnosis"]
+    if found is None:
+        return None
+    best = analysis["study"]["best"]
+    return {
+        "head": head(found),
+        "lines": {**fit_lines(found), **question_lines(found)},
+        "tips": found["tips"],
+        "advice": found["advice"],
+        "caution": caution(found),
+        "old": best is not None and best["number"] != found["winner"]["trial"],
+    }
 
 
 def file_name(study_name: str) -> str:
