@@ -1,6 +1,6 @@
 """How good the networks are at equal wall clock: test error or RMSE on a folder of tables.
 
-For each table, on the same split and the same test rows:
+For each table and each of ``--repeats`` seeds, which split the rows anew, on the same rows for all:
 
 - tuner: the study that ``tuner run DATA --target COLUMN --minutes M`` makes, its winner and its ensemble, refitted over
   seeds. Its search takes M minutes; refits and baselines come after, and their seconds are printed.
@@ -10,21 +10,26 @@ For each table, on the same split and the same test rows:
 - boosting: scikit-learn's histogram gradient boosting, as ``tuner evaluate`` fits it.
 - RealMLP: pytabkit's RealMLP_TD with its own defaults, where pytabkit is installed.
 
+First come the repeats, a line each; then for each table the means over its repeats with their standard errors, and
+Tuner's differences to the others in the same repeats: below zero, Tuner is better.
+
 The folder holds the tables and ``targets.json``: {"file": "target column", …}.
 
-    python -m tests.benchmarks.quality DATA --minutes 1
+    python -m tests.benchmarks.quality DATA --minutes 1 --repeats 3
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -65,11 +70,32 @@ class Result:
         return f"{self.mean:.4g} ± {self.sd:.2g} ({self.seconds:.0f} s)"
 
 
-def tuned(folder: Path, file: str, target: str, minutes: float) -> dict[str, Result]:
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One table, split by one seed. folder: where ``file`` is."""
+
+    folder: Path
+    file: str
+    target: str
+    minutes: float
+    seed: int
+
+
+def tuned(job: Job) -> dict[str, Result]:
     """The winner, the ensemble and boosting, from one ``tuner run``."""
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "tuner", "run", str(folder / file), "--target", target, "--ensemble", "-q"]
-        command += ["--minutes", str(minutes), "--storage", f"sqlite:///{scratch}/t.db", "-f", "json"]
+        command = [
+            sys.executable,
+            "-m",
+            "tuner",
+            "run",
+            str(job.folder / job.file),
+            "--target",
+            job.target,
+            "--ensemble",
+        ]
+        command += ["--minutes", str(job.minutes), "--seed", str(job.seed), "-q", "-f", "json"]
+        command += ["--storage", f"sqlite:///{scratch}/t.db"]
         began = time.perf_counter()
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         seconds = time.perf_counter() - began
@@ -86,9 +112,9 @@ def _result(test: dict[str, Any], seconds: float) -> Result:
     return Result(mean=test["mean"], sd=float("nan") if test["sd"] is None else test["sd"], seconds=seconds)
 
 
-def plain_spec(folder: Path, file: str, target: str) -> StudySpec:
+def plain_spec(folder: Path, file: str, target: str, seed: int) -> StudySpec:
     """The split of Tuner's study with a usual search space."""
-    content = write_recipe(file, target, root=folder).content
+    content = write_recipe(file, target, root=folder, seed=seed).content
     content["data"] = {key: value for key, value in content["data"].items() if key != "scaling"}
     content["model"] = {}
     content["training"] = {"schedule": "constant", "max_epochs": PLAIN_EPOCHS}
@@ -104,13 +130,13 @@ def plain_spec(folder: Path, file: str, target: str) -> StudySpec:
     return parse_spec(content)
 
 
-def search_plainly(journal: str, folder: str, file: str, target: str, seconds: str) -> None:
+def search_plainly(journal: str, folder: str, file: str, target: str, seed: str, seconds: str) -> None:
     """One process of the plain search."""
     from tuner.search.distributions import suggest
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     single_thread()
-    spec = plain_spec(Path(folder), file, target)
+    spec = plain_spec(Path(folder), file, target, int(seed))
     data = DeviceData.place(load_training_data(spec, Path(folder)), CPU)
     study = optuna.create_study(
         study_name="plain",
@@ -137,25 +163,26 @@ def search_plainly(journal: str, folder: str, file: str, target: str, seconds: s
     study.optimize(objective, timeout=float(seconds))
 
 
-def plain(folder: Path, file: str, target: str, minutes: float) -> Result:
+def plain(job: Job) -> Result:
     """The plain search's winner, refitted and tested."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         journal = f"{scratch}/journal"
         call = "import sys; from tests.benchmarks.quality import search_plainly; search_plainly(*sys.argv[1:])"
-        words = [sys.executable, "-W", "ignore", "-c", call, journal, str(folder), file, target, str(60 * minutes)]
+        words = [sys.executable, "-W", "ignore", "-c", call, journal, str(job.folder), job.file, job.target]
+        words += [str(job.seed), str(60 * job.minutes)]
         crew = [subprocess.Popen(words) for _ in range(PLAIN_PROCESSES)]
         if any(process.wait() for process in crew):
             raise RuntimeError("a process of the plain search failed")
         study = optuna.load_study(study_name="plain", storage=JournalStorage(JournalFileBackend(journal)))
         best = study.best_trial.params
-    spec = plain_spec(folder, file, target)
+    spec = plain_spec(job.folder, job.file, job.target, job.seed)
     from tuner.search.distributions import decode
 
     config = spec.trial_config(decode(best, spec.search_space))
-    final = load_final_data(spec, folder, config.scaling)
+    final = load_final_data(spec, job.folder, config.scaling)
     data = DeviceData.place(final.data, CPU)
-    test = open_test(spec, folder, {config.scaling: final.preprocessing})[config.scaling]
+    test = open_test(spec, job.folder, {config.scaling: final.preprocessing})[config.scaling]
     values = []
     for seed in range(spec.final.seeds):
         model = MLP(config, data.n_features, data.n_outputs, key=lane_key(spec.study.seed, seed, 1))
@@ -167,16 +194,16 @@ def plain(folder: Path, file: str, target: str, minutes: float) -> Result:
     return Result(mean=float(np.mean(values)), sd=float(np.std(values, ddof=1)), seconds=time.perf_counter() - began)
 
 
-def real_mlp(folder: Path, file: str, target: str) -> Result:
+def real_mlp(job: Job) -> Result:
     """RealMLP_TD with its defaults, one seed, on the standardised and one-hot encoded rows."""
     pytabkit = import_module("pytabkit")
-    spec = plain_spec(folder, file, target)
-    final = load_final_data(spec, folder, "standard")
+    spec = plain_spec(job.folder, job.file, job.target, job.seed)
+    final = load_final_data(spec, job.folder, "standard")
     view = final.data.only
-    test = open_test(spec, folder, {"standard": final.preprocessing})["standard"]
+    test = open_test(spec, job.folder, {"standard": final.preprocessing})["standard"]
     began = time.perf_counter()
     kind = pytabkit.RealMLP_TD_Classifier if spec.task == "classification" else pytabkit.RealMLP_TD_Regressor
-    model = kind(device="cpu", random_state=0, n_cv=1, n_refit=0, verbosity=0)
+    model = kind(device="cpu", random_state=job.seed, n_cv=1, n_refit=0, verbosity=0)
     x, y = np.concatenate([view.train.x, view.val.x]), np.concatenate([view.train.y, view.val.y])
     model.fit(x, y, val_idxs=np.arange(len(view.train), len(x)))
     said = np.asarray(model.predict(test.x))
@@ -187,14 +214,30 @@ def real_mlp(folder: Path, file: str, target: str) -> Result:
     return Result(mean=value, sd=float("nan"), seconds=time.perf_counter() - began)
 
 
-def measured(folder: Path, minutes: float, tables: dict[str, str]) -> Iterator[tuple[str, dict[str, Result]]]:
-    """A row a table, as it is measured."""
-    for file, target in tables.items():
-        row = tuned(folder, file, target, minutes)
-        row["plain"] = plain(folder, file, target, minutes)
-        if find_spec("pytabkit") is not None:
-            row["RealMLP"] = real_mlp(folder, file, target)
-        yield file, row
+def measured(job: Job) -> dict[str, Result]:
+    """One repeat: a result a method."""
+    row = tuned(job)
+    row["plain"] = plain(job)
+    if find_spec("pytabkit") is not None:
+        row["RealMLP"] = real_mlp(job)
+    return row
+
+
+def summarized(rows: Sequence[Mapping[str, Result]]) -> dict[str, tuple[float, float]]:
+    """Mean and standard error over repeats, of each method and of each difference that Tuner is judged by.
+
+    >>> def result(mean): return Result(mean=mean, sd=0, seconds=1)
+    >>> summarized([{"tuner": result(1), "plain": result(2)}, {"tuner": result(3), "plain": result(4)}])
+    {'tuner': (2.0, 1.0), 'plain': (3.0, 1.0), 'tuner - plain': (-1.0, 0.0)}
+    """
+    found = {name: [row[name].mean for row in rows] for name in rows[0]}
+    for ours in ("tuner", "ensemble"):
+        for other in [name for name in rows[0] if ours in rows[0] and name not in ("tuner", "ensemble")]:
+            found[f"{ours} - {other}"] = [row[ours].mean - row[other].mean for row in rows]
+    return {
+        name: (float(np.mean(values)), float(np.std(values, ddof=1) / len(rows) ** 0.5) if len(rows) > 1 else math.nan)
+        for name, values in found.items()
+    }
 
 
 def main() -> None:
@@ -202,6 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--repeats", type=int, default=3, help="seeds, each with another split")
     parser.add_argument("--only", action="append", help="a file of the folder; may be given several times")
     parser.add_argument("-f", "--format", choices=["table", "json"], default="table")
     arguments = parser.parse_args()
@@ -211,13 +255,26 @@ def main() -> None:
     tables: dict[str, str] = json.loads(targets.read_text())
     tables = {file: target for file, target in tables.items() if not arguments.only or file in arguments.only}
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    say: Callable[[str], None] = print if arguments.format == "table" else lambda _: None
-    rows = {}
-    for file, row in measured(arguments.data.resolve(), arguments.minutes, tables):
-        rows[file] = {name: vars(result) for name, result in row.items()}
-        say(f"{file:20} " + "   ".join(f"{name} {result}" for name, result in row.items()))
+    say: Callable[[str], None] = functools.partial(print, flush=True) if arguments.format == "table" else lambda _: None
+    rows: dict[str, list[dict[str, Result]]] = {file: [] for file in tables}
+    for seed in range(arguments.repeats):
+        for file, target in tables.items():
+            folder = arguments.data.resolve()
+            row = measured(Job(folder=folder, file=file, target=target, minutes=arguments.minutes, seed=seed))
+            rows[file].append(row)
+            say(f"{file} {seed}: " + "   ".join(f"{name} {result}" for name, result in row.items()))
+    out = {}
+    for file in tables:
+        found = summarized(rows[file])
+        say(file)
+        for name, (mean, error) in found.items():
+            say(f"    {name:22} {mean:10.4g} ± {error:.2g}")
+        out[file] = {
+            "repeats": [{name: vars(result) for name, result in row.items()} for row in rows[file]],
+            "summary": {name: {"mean": mean, "standard_error": error} for name, (mean, error) in found.items()},
+        }
     if arguments.format == "json":
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(out, indent=2))
 
 
 if __name__ == "__main__":
