@@ -65,8 +65,22 @@ def test_columns_in_another_order_and_others_beside_them(tmp_path: Path) -> None
 def test_what_cannot_be_read_counts_as_missing(tmp_path: Path) -> None:
     made, rows = model(mixed_table()), mixed_table(4, seed=3)
     odd = rows.with_columns(size=pl.lit("many"), shop=pl.lit("a shop never seen"), day=pl.lit("someday"))
-    predict_file(made, written(odd, tmp_path / "a.csv"), tmp_path / "p.csv")
+    done = predict_file(made, written(odd, tmp_path / "a.csv"), tmp_path / "p.csv", batch_rows=3)
     assert pl.read_csv(tmp_path / "p.csv").height == 4
+    assert done.notes == (
+        "column 'size': 4 values such as 'many' cannot be read as numbers, and count as missing",
+        "column 'day': 4 values such as 'someday' cannot be read as dates, and count as missing",
+    )
+
+
+def test_what_is_missing_or_has_blanks_around_it_is_not_called_unreadable(tmp_path: Path) -> None:
+    made, rows = model(mixed_table()), mixed_table(4, seed=3)
+    given = rows.with_columns(size=pl.Series([" 1.5 ", "", " ", "2"]), gaps=pl.Series([None, float("nan"), 1.0, 2.0]))
+    given.write_parquet(tmp_path / "a.parquet")
+    assert not predict_file(made, tmp_path / "a.parquet", tmp_path / "p.csv").notes
+    given.with_columns(gaps=float("inf")).write_parquet(tmp_path / "a.parquet")
+    (note,) = predict_file(made, tmp_path / "a.parquet", tmp_path / "p.csv").notes
+    assert note == "column 'gaps': 4 values such as 'inf' cannot be read as numbers, and count as missing"
 
 
 @pytest.mark.parametrize("at", [0, 3, 250])
@@ -112,7 +126,8 @@ HEADER = "size,gaps,open,shop,day\n"
     [
         ("a.csv", b"", "is empty"),
         ("a.csv", HEADER.encode(), "has no rows to predict"),
-        ("a.csv", b"size,gaps\n1,2\n", "columns are missing: 'open', 'shop', 'day'"),
+        ("a.csv", b"size,gaps\n1,2\n", "a.csv: columns are missing: 'open', 'shop', 'day'"),
+        ("a.csv", HEADER.replace(",", ";").encode() + b"1;2;true;k1;2020-01-01\n", "separate the fields by commas"),
         ("a.csv", (HEADER + "1,2,true,k1\n").encode() + b"\xff\xfe,1,true,k1,2020-01-01\n", "UTF-8|cannot be read"),
         ("a.csv", HEADER.replace("gaps", "size").encode() + b"1,2,true,k1,2020-01-01\n", "columns are named 'size'"),
         ("a.csv.gz", gzip.compress(HEADER.encode() * 5000)[:60], "cannot be read"),
@@ -120,7 +135,7 @@ HEADER = "size,gaps,open,shop,day\n"
         ("a.npz", b"PK", "cannot be read as NPZ"),
         ("a.xlsx", b"", "cannot tell what it is"),
     ],
-    ids=["empty", "header", "missing", "latin", "twice", "gzip", "parquet", "npz", "suffix"],
+    ids=["empty", "header", "missing", "semicolons", "latin", "twice", "gzip", "parquet", "npz", "suffix"],
 )
 def test_bad_files_leave_nothing_behind(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +17,14 @@ from typing import IO
 import numpy as np
 import polars as pl
 
-from tuner.data.columns import listed
+from tuner.data.columns import Kind, listed
 from tuner.data.sources import NULL_VALUES
 from tuner.errors import DataError, StorageError
 from tuner.model import TunedModel
+from tuner.words import count
 
 BATCH_ROWS = 65_536
+WANTED: Mapping[Kind, str] = {"numeric": "numbers", "boolean": "true or false", "date": "dates"}
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
 
 
@@ -42,12 +46,18 @@ def predict_file(model: TunedModel, data: Path, out: Path | None, *, batch_rows:
     """
     batches, names = _batches(data, model, batch_rows)
     wanted = [column.name for column in model.schema.columns]
-    model.schema.check_names(names)
+    if len(names) == 1 and len(wanted) > 1 and re.search(r"[;\t|]", names[0]):
+        raise DataError(f"{data}: has one column, {names[0]!r}; separate the fields by commas")
+    try:
+        model.schema.check_names(names)
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from None
     extra = [name for name in names if name not in wanted and name != model.target_name]
     notes = [f"ignored: columns {listed(extra)}, which the model does not know"] if extra else []
     if model.target_name in names and model.target_name not in wanted:
         notes.append(f"ignored: column {model.target_name!r}, the target")
-    rows = 0
+    rows, unreadable = 0, Counter[str]()
+    first: dict[str, str] = {}
     with _written(out) as file, ThreadPoolExecutor(1) as reader:
         # The next batch is read while this one is predicted.
         coming = reader.submit(next, batches, None)
@@ -57,6 +67,13 @@ def predict_file(model: TunedModel, data: Path, out: Path | None, *, batch_rows:
             coming = reader.submit(next, batches, None)
             _write(answered(model, batch), file, out, header=rows == 0)
             rows += batch.height
+            for name, (number, value) in model.schema.unreadable(batch).items():
+                unreadable[name] += number
+                first.setdefault(name, value)
+    kinds = {column.name: column.values or column.kind for column in model.schema.columns}
+    for name, number in unreadable.items():
+        told = f"{count(number, 'value')} such as {first[name]!r}"
+        notes.append(f"column {name!r}: {told} cannot be read as {WANTED[kinds[name]]}, and count as missing")
     return Predicted(rows=rows, notes=tuple(notes))
 
 

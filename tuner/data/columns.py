@@ -118,6 +118,23 @@ class Schema:
         self.check_names(frame.columns)
         return frame.select(read_as(frame[column.name], column.kind, column.values) for column in self.columns)
 
+    def unreadable(self, frame: pl.DataFrame) -> dict[str, tuple[int, str]]:
+        """Of each column that has any: how many of its values are there but read as missing, and the first of them."""
+        found = {}
+        for column in self.columns:
+            series = frame[column.name]
+            text = series.dtype == pl.String
+            if (column.kind if column.values is None else column.values) == "category" or not (
+                text or series.dtype.is_float()
+            ):
+                continue
+            given = _text(series) if text else series.fill_nan(None)
+            read = read_as(series, column.kind, column.values)
+            if read.null_count() > given.null_count():
+                bad = given.filter(given.is_not_null() & read.is_null())
+                found[column.name] = (len(bad), str(bad[0]))
+        return found
+
     def check_names(self, names: Collection[str]) -> None:
         """Raises DataError naming the columns that are not there."""
         if missing := [column.name for column in self.columns if column.name not in names]:
