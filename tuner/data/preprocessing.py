@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
@@ -143,7 +144,8 @@ class Preprocessing:
             plain = plain_columns(self.schema, frame[first:last] if rows is None else frame[rows[first:last]])
             place = 0
             for block in self.blocks:
-                with np.errstate(over="ignore"):
+                # Numbers are finite or NaN as they come, and what comes out is looked at below.
+                with np.errstate(over="ignore"), config_context(assume_finite=True):
                     features = block.transformer.transform(_matrix(plain, block.columns))
                     result[first:last, place : place + len(block.features)] = features
                 place += len(block.features)
