@@ -25,6 +25,7 @@ def test_a_recipe_is_a_study(tmp_path: Path) -> None:
     assert spec.study.name == "my-table"
     assert spec.study.metric == "error"
     assert spec.search.trials == 200
+    assert spec.fit_on == "train+val"
     assert load_training_data(spec, tmp_path).n_outputs == 2
     assert written.text.count("#") > 10  # it explains itself
 

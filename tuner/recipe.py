@@ -258,7 +258,8 @@ class _Settings:
                 "depth         = { low = 1, high = 4 }",
                 "",
                 "[final]",
-                "seeds = 5   # the winner is trained anew this often, then the test set is opened once",
+                "seeds  = 5   # the winner is trained anew this often, then the test set is opened once",
+                'fit_on = "train+val"   # as long as in the search, on a third more rows; or train',
                 "",
             ]
         )
