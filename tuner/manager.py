@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from sqlalchemy import Connection, Row, Table, and_, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -22,15 +22,34 @@ from tuner import __version__, strict_json
 from tuner.errors import BadInputError, StorageError, StudyNotFoundError
 from tuner.search import hyperband
 from tuner.search.distributions import distributions
-from tuner.spec import StudySpec
+from tuner.spec import LogSection, StudySpec
 from tuner.storage import agreement, bulk, overview, records
 from tuner.storage.agreement import stored_spec
 from tuner.storage.artifacts import below, open_files, parse_root, shown
 from tuner.storage.attachments import Attachments
 from tuner.storage.checkpoints import CheckpointStore
-from tuner.storage.database import OPEN_PATIENCE_S, PATIENCE_S, Database, now, open_database, parse_url, sqlite_file
+from tuner.storage.database import (
+    OPEN_PATIENCE_S,
+    PATIENCE_S,
+    Database,
+    clock,
+    now,
+    open_database,
+    parse_url,
+    sqlite_file,
+)
 from tuner.storage.ledger import Ledger
-from tuner.storage.overview import BestTrial, CurvePoint, PlaceRow, RungRow, StudySummary, TrialRow, WorkerRow
+from tuner.storage.overview import (
+    BestTrial,
+    CurvePoint,
+    PlaceRow,
+    RungRow,
+    StudySummary,
+    TrialHistory,
+    TrialRow,
+    TrialStateName,
+    WorkerRow,
+)
 from tuner.storage.schema import checkpoints, curves, evaluations, rungs, slots, studies, workers
 from tuner.words import minutes
 
@@ -42,11 +61,13 @@ __all__ = [
     "RungRow",
     "StudyManager",
     "StudySummary",
+    "TrialHistory",
     "TrialRow",
     "WorkerRow",
 ]
 
 _TABLES: tuple[Table, ...] = (slots, rungs, curves, checkpoints, workers, evaluations, studies)
+_LOG, _LOGGER = "tuner:log", "tuner:logger"  # system attributes: where to, and who is at it
 _CHUNK = 50_000  # slots in one insert
 _DIAGNOSIS = "diagnosis.json"
 
@@ -124,6 +145,7 @@ class StudyManager:
                 # The same study from a folder that has moved: from now on its data are found there.
                 mine = studies.c.study_id == row.study_id
                 connection.execute(update(studies).where(mine).values(data_root=str(data_root)))
+                records.set_system_attr(connection, row.study_id, _LOG, spec.log.model_dump())
                 return False
             for other in records.taken(connection, [name]):
                 if other == name:
@@ -157,6 +179,7 @@ class StudyManager:
                     created_at=now(),
                 )
             )
+            records.set_system_attr(connection, study_id, _LOG, spec.log.model_dump())
             _insert_slots(connection, study_id, hyperband.plan(spec))
             return True
 
@@ -173,8 +196,10 @@ class StudyManager:
         return sorted(self._database.read(lambda connection: connection.execute(query).scalars().all()))
 
     def spec(self, name: str) -> StudySpec:
-        """The study's spec as it was created."""
-        return stored_spec(self._study(name))
+        """The study's spec as it was created, and where it is logged to as it was last run."""
+        row = self._study(name)
+        log = self._database.read(lambda connection: records.system_attr(connection, row.study_id, _LOG))
+        return stored_spec(row).model_copy(update={"log": LogSection.model_validate(log or {})})
 
     def data_root(self, name: str) -> Path:
         """The folder that a relative data source is relative to: ``TUNER_DATA_ROOT`` where this machine keeps its data
@@ -274,7 +299,8 @@ class StudyManager:
     def curve(self, name: str, number: int) -> list[CurvePoint]:
         """The learning curve of one trial, from its first epoch on; empty before it has been trained."""
         study_id = self._study(name).study_id
-        return self._database.read(lambda connection: overview.curves_of(connection, study_id, number)).get(number, [])
+        found = self._database.read(lambda connection: overview.curves_of(connection, study_id, [number]))
+        return found.get(number, [])
 
     def curves(self, name: str) -> dict[int, list[CurvePoint]]:
         """The learning curves of all trials that have one, by number."""
@@ -351,6 +377,42 @@ class StudyManager:
             raise
         self.attachments.discard(replaced)
         return identity
+
+    # Logging to other tools
+
+    def identity(self, name: str) -> str:
+        """A name for a study that no other one ever had: a deleted study's name may come again."""
+        return str(self._study(name).folder)
+
+    def ended(self, name: str) -> dict[int, TrialStateName]:
+        """How each trial ended that is over, by number."""
+        study_id = self._study(name).study_id
+        return self._database.read(lambda connection: overview.ended(connection, study_id))
+
+    def histories(self, name: str, numbers: Sequence[int]) -> list[TrialHistory]:
+        """All that is known of some trials, by number."""
+        study_id = self._study(name).study_id
+        return self._database.read(lambda connection: overview.histories(connection, study_id, numbers))
+
+    def lease_log(self, name: str, holder: str, seconds: float) -> Literal["taken", "kept", "refused"]:
+        """Let one process at a time log the study's trials: for so long it is ``holder``, unless another one holds it.
+
+        kept: nobody else had it since it was taken. seconds: 0 gives it back.
+        """
+        study_id, taken = self._study(name).study_id, False
+
+        def work(connection: Connection) -> Literal["taken", "kept", "refused"]:
+            nonlocal taken
+            connection.execute(select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update()).all()
+            held, at = records.system_attr(connection, study_id, _LOGGER) or {}, clock(connection)
+            mine = held.get("holder") == holder
+            if not mine and held.get("until", 0.0) > at:
+                return "refused"
+            records.set_system_attr(connection, study_id, _LOGGER, {"holder": holder, "until": at + seconds})
+            taken = taken or not mine  # also where an answer was lost and this is the second time
+            return "taken" if taken else "kept"
+
+        return self._database.write(work)
 
     # The sealed-test ledger
 

@@ -281,6 +281,34 @@ class FinalSection(_Section):
     confidence: float = Field(default=0.95, gt=0, lt=1)
 
 
+class LogSection(_Section):
+    """``[log]``: where the trials that are over are logged as well, for those who look at them in other tools.
+
+    mlflow: the address of a tracking server or database, or a folder. tensorboard: a folder. A relative folder is
+    relative to the study file's. What a study is does not depend on them: they may change at any time.
+    """
+
+    mlflow: str | None = Field(default=None, min_length=1)
+    tensorboard: str | None = Field(default=None, min_length=1)
+
+    @field_validator("mlflow")
+    @classmethod
+    def _has_no_password(cls, place: str | None) -> str | None:
+        if place is not None and re.match(r"[^/]*://[^/]*:[^/]*@", place):
+            raise ValueError(
+                "a password would be stored with the study; leave it out, and set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD"
+            )
+        return place
+
+    @field_validator("tensorboard")
+    @classmethod
+    def _is_a_folder(cls, place: str | None) -> str | None:
+        if place is not None and "://" in place:
+            raise ValueError(f"{place!r} is no folder; TensorBoard's files are written to a folder")
+        return place
+
+
 class StudySpec(_Section):
     """Everything a study is: two equal specs are the same study. Built by :func:`load_spec` or :func:`parse_spec`."""
 
@@ -291,6 +319,7 @@ class StudySpec(_Section):
     search: SearchSection = Field(default_factory=SearchSection)
     space: SpaceSection
     final: FinalSection = Field(default_factory=FinalSection)
+    log: LogSection = Field(default_factory=LogSection, exclude=True)  # no part of the JSON, and so of the digest
 
     @model_validator(mode="after")
     def _fits_together(self, info: ValidationInfo) -> StudySpec:

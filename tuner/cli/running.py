@@ -92,6 +92,10 @@ def run(
 
     with progress(quiet=quiet) as view:
         view.say(f"{study_file}: reading the data" if written is None else f"{written.study.name}: reading the data")
+        from tuner.tracking.tracker import check_installed
+
+        if written is not None:
+            check_installed(written.log)
         from tuner.plan import create_or_resume
 
         with open_manager(storage, artifacts, create=True) as manager:
@@ -124,7 +128,8 @@ def conclude(
 ) -> StudySummary:
     """Refit the winner of a finished study and open its test set, once; the study as it is then.
 
-    Draws the report of a study that has ended, or been evaluated, since the caller began (``news``).
+    Draws the report of a study that has ended, or been evaluated, since the caller began (``news``), and sees that all
+    its trials are logged.
     """
     from tuner.report.note import write_note
 
@@ -142,6 +147,8 @@ def conclude(
     if news and summary.state == "finished" and summary.epochs_trained <= REPORTED_EPOCHS:
         view.say(f"{name}: drawing the report")
         _attach_report(manager, name)
+    if summary.state == "finished":
+        _log_rest(manager, name, view)
     return summary
 
 
@@ -196,9 +203,10 @@ def undertaker(manager: StudyManager, name: str) -> Callable[[int], None]:
 def attend(manager: StudyManager, name: str, engine: Engine, view: Progress, *, leashed: bool = False) -> bool:
     """Start an engine's workers and show the study until it is over or a signal comes; whether one came."""
     from tuner.launch.engine import follow
+    from tuner.tracking.tracker import Tracking
 
     watch = Watch(manager, name)
-    with leave_on_signal(_interrupt) as stop, engine:
+    with Tracking.of(manager, name) as tracking, leave_on_signal(_interrupt) as stop, tracking.following(), engine:
         if leashed:
             set_at_end_of_input(stop)
         follow(manager, name, engine, stop=stop, show=lambda summary: view.show(watch, summary))
@@ -216,6 +224,18 @@ def _attach_report(manager: StudyManager, name: str) -> None:
     analysis = analyse(manager, name)
     drawn = figures(analysis)
     attach_report(manager, name, report_html(analysis, drawn), drawn)
+
+
+def _log_rest(manager: StudyManager, name: str, view: Progress, *, wait: bool = True) -> None:
+    """Log the trials of a finished study that are not logged yet. Trouble costs nothing but that."""
+    from tuner.report.note import note_text
+    from tuner.tracking.tracker import Tracking
+
+    try:
+        with Tracking.of(manager, name) as tracking:
+            tracking.finish(note_text(manager.summary(name).as_dict()), view.say, wait=wait)
+    except TunerError as error:
+        logging.getLogger(__name__).warning("%s: its trials are not logged: %s", name, error)
 
 
 def _interrupt() -> None:
@@ -266,6 +286,8 @@ def worker(
             interrupted = _train(manager, spec, place, workers, storage, artifacts, view, leashed=leashed)
             state = manager.summary(name).state
             write_note(manager, name)
+            if state == "finished":
+                _log_rest(manager, name, view)
             if interrupted and state not in ("finished", "stopped"):
                 context.exit(EXIT_INTERRUPTED)
             view.say(f"{name}: {state}")
@@ -292,6 +314,10 @@ def worker(
             set_at_end_of_input(stop, on_end=leave_unless_working)
         with open_manager(storage, artifacts) as manager, view:
             manager.admit(name)  # refuses before the slow import
+            if not leashed:
+                from tuner.tracking.tracker import check_installed
+
+                check_installed(manager.spec(name).log)
             view.say(f"{name}: joining, on {device}")
             from tuner.worker import run_worker
 
@@ -301,6 +327,8 @@ def worker(
             state = manager.summary(name).state
             if state != "running":  # others, who are still at work, will say it
                 write_note(manager, name)
+            if state == "finished" and not leashed:
+                _log_rest(manager, name, view, wait=False)
         if stop.is_set() and state not in ("finished", "stopped"):
             context.exit(EXIT_INTERRUPTED)
         if not quiet:

@@ -151,8 +151,19 @@ class PlaceRow:
     running: int
 
 
-def trials(connection: Connection, study_id: int) -> list[TrialRow]:
-    """Every trial, by number."""
+@dataclass(frozen=True, kw_only=True)
+class TrialHistory:
+    """All that is known of one trial. Times in seconds since the epoch; attributes are Optuna's user attributes."""
+
+    trial: TrialRow
+    curve: list[CurvePoint]
+    attributes: dict[str, Any]
+    started_at: float
+    ended_at: float
+
+
+def trials(connection: Connection, study_id: int, numbers: Sequence[int] | None = None) -> list[TrialRow]:
+    """Every trial, by number; or those of some numbers."""
     query = (
         select(
             slots,
@@ -161,14 +172,55 @@ def trials(connection: Connection, study_id: int) -> list[TrialRow]:
             and_(slots.c.state == "leased", slots.c.lease_until > now()).label("running"),
         )
         .select_from(slots.outerjoin(workers, workers.c.id == slots.c.worker_id))
-        .where(slots.c.study_id == study_id)
+        .where(slots.c.study_id == study_id, *_among(slots.c.number, numbers))
         .order_by(slots.c.number)
     )
     return [_trial_row(row) for row in connection.execute(query)]
 
 
-def curves_of(connection: Connection, study_id: int, number: int | None = None) -> dict[int, list[CurvePoint]]:
-    """The learning curve of each trial that has one, from its first epoch on, by number; or of one trial alone."""
+def ended(connection: Connection, study_id: int) -> dict[int, TrialStateName]:
+    """How each trial ended that is over, by number."""
+    query = select(slots.c.number, slots.c.state).where(slots.c.study_id == study_id, slots.c.state.in_(_FINAL))
+    return {row.number: row.state for row in connection.execute(query.order_by(slots.c.number))}
+
+
+def attributes(connection: Connection, study_id: int, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Optuna's user attributes of some trials, by number."""
+    attrs = records.trial_user_attrs
+    query = (
+        select(slots.c.number, attrs.c.key, attrs.c.value_json)
+        .select_from(slots.join(attrs, attrs.c.trial_id == slots.c.trial_id))
+        .where(slots.c.study_id == study_id, *_among(slots.c.number, numbers))
+    )
+    found: dict[int, dict[str, Any]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.number, {})[row.key] = json.loads(row.value_json)
+    return found
+
+
+def histories(connection: Connection, study_id: int, numbers: Sequence[int]) -> list[TrialHistory]:
+    """All that is known of some trials, by number, in a number of statements that does not depend on how many."""
+    curves, attrs = curves_of(connection, study_id, numbers), attributes(connection, study_id, numbers)
+    begun = times(connection, study_id, numbers)
+    found = []
+    for trial in trials(connection, study_id, numbers):
+        start, end = begun.get(trial.number, (0.0, None))
+        found.append(
+            TrialHistory(
+                trial=trial,
+                curve=curves.get(trial.number, []),
+                attributes=attrs.get(trial.number, {}),
+                started_at=start,
+                ended_at=start if end is None else end,
+            )
+        )
+    return found
+
+
+def curves_of(
+    connection: Connection, study_id: int, numbers: Sequence[int] | None = None
+) -> dict[int, list[CurvePoint]]:
+    """The learning curve of each trial that has one, from its first epoch on, by number; or of some trials alone."""
     values = records.intermediate_values
     value = case((values.c.intermediate_value_type == "FINITE", values.c.intermediate_value))
     mine = and_(slots.c.study_id == curves.c.study_id, slots.c.number == curves.c.number)
@@ -176,11 +228,11 @@ def curves_of(connection: Connection, study_id: int, number: int | None = None) 
     query = (
         select(curves.c.number, curves.c.epoch, curves.c.train_loss, curves.c.val_loss, value.label("value"))
         .select_from(curves.join(slots, mine).outerjoin(values, of_epoch))
-        .where(curves.c.study_id == study_id)
+        .where(curves.c.study_id == study_id, *_among(curves.c.number, numbers))
         .order_by(curves.c.number, curves.c.epoch)
     )
     found: dict[int, list[CurvePoint]] = {}
-    for row in connection.execute(query if number is None else query.where(curves.c.number == number)):
+    for row in connection.execute(query):
         point = CurvePoint(epoch=row.epoch, value=row.value, train_loss=row.train_loss, val_loss=row.val_loss)
         found.setdefault(row.number, []).append(point)
     return found
@@ -206,10 +258,12 @@ def results(connection: Connection, study_id: int) -> list[RungRow]:
     ]
 
 
-def times(connection: Connection, study_id: int) -> dict[int, tuple[float, float | None]]:
-    """When each trial began, and when it was over (None before), by number."""
+def times(
+    connection: Connection, study_id: int, numbers: Sequence[int] | None = None
+) -> dict[int, tuple[float, float | None]]:
+    """When each trial began, and when it was over (None before), by number; or some trials."""
     trial = records.trials
-    mine = and_(trial.c.trial_id == slots.c.trial_id, slots.c.study_id == study_id)
+    mine = and_(trial.c.trial_id == slots.c.trial_id, slots.c.study_id == study_id, *_among(slots.c.number, numbers))
     query = select(slots.c.number, trial.c.datetime_start, trial.c.datetime_complete)
     return {
         row.number: (_seconds(row.datetime_start), row.datetime_complete and _seconds(row.datetime_complete))
@@ -309,6 +363,11 @@ def evaluations_of(connection: Connection, ids: Sequence[int]) -> dict[int, dict
     stored = (evaluations.c.study_id.in_(ids), evaluations.c.content != OPENED)
     rows = connection.execute(select(evaluations).where(*stored))
     return {row.study_id: {**json.loads(row.content), "peeks": row.peeks} for row in rows}
+
+
+def _among(column: Any, numbers: Sequence[int] | None) -> list[Any]:
+    """The condition that a number is one of some; none for all."""
+    return [] if numbers is None else [column.in_(numbers)]
 
 
 def _live() -> Any:

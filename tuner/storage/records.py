@@ -273,6 +273,19 @@ def keep_study_attr(connection: Connection, study_id: int, key: str, value: Any)
     bulk.insert(connection, study_user_attrs, [row], conflict="skip", key=("study_id", "key"))
 
 
+def system_attr(connection: Connection, study_id: int, key: str) -> Any:
+    """The value of a study's system attribute; None without one."""
+    mine = (study_system_attrs.c.study_id == study_id, study_system_attrs.c.key == key)
+    text = connection.execute(select(study_system_attrs.c.value_json).where(*mine)).scalar()
+    return None if text is None else json.loads(text)
+
+
+def set_system_attr(connection: Connection, study_id: int, key: str, value: Any) -> None:
+    """Set a study's system attribute."""
+    row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+    bulk.insert(connection, study_system_attrs, [row], conflict="update", key=("study_id", "key"))
+
+
 def save_note(connection: Connection, study_id: int, text: str, first_line: str) -> bool:
     """Write the note that optuna-dashboard shows on the study's page, unless somebody wrote one of their own: one that
     does not begin with ``first_line``. Whether it was written.
@@ -299,17 +312,14 @@ def attach(connection: Connection, study_id: int, kind: str, artifact: Mapping[s
     artifact: Optuna's ``ArtifactMeta``. Returns the id of the one that went; None where there was none.
     """
     attrs, pointer, identity = study_system_attrs, f"{_ATTACHED}{kind}", artifact["artifact_id"]
-    stored = select(attrs.c.value_json).where(attrs.c.study_id == study_id, attrs.c.key == pointer)
-    text = connection.execute(stored).scalar()
-    before: str | None = None if text is None else json.loads(text)
+    before: str | None = system_attr(connection, study_id, pointer)
     if before == identity:  # done already, by a commit whose answer was lost
         return None
     if before is not None:
         connection.execute(delete(attrs).where(attrs.c.study_id == study_id, attrs.c.key == f"{_ARTIFACT}{before}"))
+    set_system_attr(connection, study_id, pointer, identity)
     # Optuna stores the text of a JSON object, not the object.
-    content = {pointer: identity, f"{_ARTIFACT}{identity}": json.dumps(dict(artifact))}
-    rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in content.items()]
-    bulk.insert(connection, attrs, rows, conflict="update", key=("study_id", "key"))
+    set_system_attr(connection, study_id, f"{_ARTIFACT}{identity}", json.dumps(dict(artifact)))
     return before
 
 
