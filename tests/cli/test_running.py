@@ -62,7 +62,7 @@ def test_study_file_in_a_tiny_form(name: str) -> None:
 def test_run_reports_an_honest_test_error() -> None:
     code, out, err = finish(start("run", write_study(), "--workers", "1", "--device", "cpu"))
     assert (code, err.splitlines()[:2]) == (0, ["tiny: reading the data", "tiny: starting 1 worker"])
-    assert err.endswith("tiny: refitting the winner, then opening the test set\n")
+    assert err.endswith("tiny: refitting the winner, then opening the test set\ntiny: drawing the report\n")
     study = tuner_json("show", "tiny")
     evaluation = study["evaluation"]
     assert out.startswith("tiny: 3 of 3 trials done (3 complete, 0 pruned, 0 failed), 12 epochs in ")
@@ -87,7 +87,8 @@ def test_run_with_an_ensemble() -> None:
     tuner("create", write_study())
     tuner("worker", "tiny", "--device", "cpu", "--quiet")
     result = tuner("run", "tiny.toml", "--ensemble", "--device", "cpu")
-    assert result.stderr.endswith("tiny: refitting the winner and choosing an ensemble, then opening the test set\n")
+    last = "tiny: refitting the winner and choosing an ensemble, then opening the test set\ntiny: drawing the report\n"
+    assert result.stderr.endswith(last)
     evaluation = tuner_json("show", "tiny")["evaluation"]
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("ensemble ")]
     assert f"{evaluation['ensemble']['test']['mean']:.4g} ± " in line

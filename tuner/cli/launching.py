@@ -106,6 +106,9 @@ def launch(
         click.echo(engine.submission)
         return
     with progress(quiet=quiet) as view:
+        from tuner.tracking.tracker import check_installed
+
+        check_installed(spec.log)
         engine.check()
         view.say(f"{name}: reading the data")
         from tuner.plan import create_or_resume

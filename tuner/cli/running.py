@@ -33,6 +33,7 @@ from tuner.cli.options import (
 )
 from tuner.cli.progress import Live, Progress, Watch, progress
 from tuner.cli.signals import leave_on_signal, set_at_end_of_input
+from tuner.errors import TunerError
 from tuner.report.layout import count
 
 if TYPE_CHECKING:
