@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import update
 
 from tuner import worker as worker_module
-from tuner.errors import DataError
+from tuner.errors import DataError, StudyNotFoundError
 from tuner.learning.trainer import PackTrainer
 from tuner.manager import StudyManager, TrialRow
 from tuner.plan import create_study
@@ -285,6 +285,23 @@ def test_early_stopping_takes_part_in_the_rungs(manager: StudyManager) -> None:
     assert any(t.state == "complete" for t in trials)
     summary = manager.summary("tiny")
     assert summary.state == "finished"
+
+
+def test_a_study_that_takes_the_name_while_the_data_are_read_is_another_one(
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_study(manager, study(), Path())
+    load = worker_module.load_training_data
+
+    def slow(*given: Any) -> Any:
+        manager.delete("tiny")
+        create_study(manager, study(training={"max_epochs": 2}), Path())
+        return load(*given)
+
+    monkeypatch.setattr(worker_module, "load_training_data", slow)
+    with pytest.raises(StudyNotFoundError, match="'tiny' is gone"):
+        run_worker(manager, "tiny", device="cpu", stop=threading.Event())
+    assert manager.summary("tiny").state == "created"
 
 
 def test_changed_data_are_refused(manager: StudyManager, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ class StudyManager:
         """The study's slots, to work on. Raises WorkerRefusedError as :meth:`admit`."""
         row = self._study(name)
         agreement.admit(row)
-        return Ledger(self._database, row.study_id, stored_spec(row))
+        return Ledger(self._database, row.study_id, stored_spec(row), row.folder)
 
     def admit(self, name: str) -> None:
         """Make sure that this Tuner may work on the study.

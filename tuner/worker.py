@@ -26,6 +26,7 @@ from tuner.learning.packing import bytes_of, halved, plan_packs
 from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneState, LaneTask, PackTrainer, single_thread
 from tuner.manager import StudyManager
+from tuner.spec import StudySpec
 from tuner.storage.checkpoints import Checkpoint, CheckpointError, CheckpointStore
 from tuner.storage.ledger import Claim, CommitOutcome, EpochRow, Ledger, RungResult
 from tuner.words import count
@@ -48,19 +49,20 @@ def run_worker(manager: StudyManager, name: str, *, device: str = "auto", stop: 
     Setting ``stop`` lets the current epoch end, then saves the lanes and gives them back. Raises StudyNotFoundError,
     DataError when this machine's data are not the study's, DeviceError, StorageError when the database stays away.
     """
-    place = resolve_device(device, manager.spec(name).training.precision)
+    # Both before the data, which may take a while: a study that takes the name meanwhile is another one.
+    ledger, store = manager.ledger(name), manager.checkpoints(name)
+    place = resolve_device(device, ledger.spec.training.precision)
     if place.type == "cpu":
         single_thread()
-    data = _visible_data(manager, name)
+    data = _visible_data(ledger.spec, manager.data_root(name))
     check_digests(manager, name, data)
     rows = DeviceData.place(data, place)
-    rows.check(manager.spec(name).study.metric)
-    _Worker(manager, name, rows, stop).run()
+    rows.check(ledger.spec.study.metric)
+    _Worker(ledger, store, rows, stop).run()
 
 
-def _visible_data(manager: StudyManager, name: str) -> TrainingData:
-    """The study's data as this machine sees them. Raises DataError that names the machine where they are not here."""
-    spec, root = manager.spec(name), manager.data_root(name)
+def _visible_data(spec: StudySpec, root: Path) -> TrainingData:
+    """A study's data as this machine sees them. Raises DataError that names the machine where they are not here."""
     try:
         return load_training_data(spec, root)
     except DataError as error:
@@ -94,10 +96,10 @@ def remove_orphans(ledger: Ledger, store: CheckpointStore) -> None:
 class _Worker:
     """One process, one device, one study."""
 
-    def __init__(self, manager: StudyManager, name: str, data: DeviceData, stop: threading.Event) -> None:
-        self.spec = manager.spec(name)
-        self.ledger = manager.ledger(name)
-        self.store = manager.checkpoints(name)
+    def __init__(self, ledger: Ledger, store: CheckpointStore, data: DeviceData, stop: threading.Event) -> None:
+        self.spec = ledger.spec
+        self.ledger = ledger
+        self.store = store
         self.data = data
         self.stop = stop
         self.id = self.ledger.register(socket.gethostname(), os.getpid(), str(data.device), tuner.__version__)

@@ -451,6 +451,28 @@ class TestFencing:
         outcome = ledger.commit(slow, [fleet.result(claim) for claim in pack])
         assert (outcome.lost, outcome.completed) == ({1, 2}, {0, 3})
 
+    def test_a_worker_of_a_deleted_study_has_no_part_in_the_next_of_its_name(self, manager: StudyManager) -> None:
+        """SQLite gives the number of the deleted study to the new one."""
+        before = create(manager, make_spec(9, pruner="none"))
+        late = before.register("h", 1, "cpu", "0")
+        stale = before.claim(late, limit=2, lease_s=60)
+        manager.delete("fleet")
+        after = create(manager, make_spec(9, pruner="none", sampler="qmc"))
+        worker = after.register("h", 2, "cpu", "0")
+        claims = after.claim(worker, limit=2, lease_s=60)
+        assert [(c.number, c.token) for c in claims] == [(c.number, c.token) for c in stale]
+        held = [slot(manager, claim.number) for claim in claims]
+        assert before.commit(late, [fleet.result(claim) for claim in stale]).lost == {0, 1}
+        assert before.record(late, fleet.curve(stale[0], 0, 9)) == {0}
+        assert before.fail(late, [(0, stale[0].token, "no")]).lost == {0}
+        before.heartbeat(late, 1, 1.0)
+        before.leave(late)
+        for ask in (lambda: before.claim(late, limit=2, lease_s=60), before.finished, before.stopped):
+            with pytest.raises(StudyNotFoundError, match="deleted"):
+                ask()
+        assert [slot(manager, claim.number) for claim in claims] == held
+        assert after.commit(worker, [fleet.result(claim) for claim in claims]).completed == {0, 1}
+
     def test_a_lease_that_ran_out_but_was_not_claimed_is_still_ours(self, local: StudyManager) -> None:
         ledger = create(local, make_spec(9, pruner="none"))
         worker = ledger.register("h", 1, "cpu", "0")

@@ -156,12 +156,17 @@ _Rows = dict[int, Row[Any]]
 class Ledger:
     """One study's slots. Threads may share it; draws from the sampler take turns.
 
+    folder: of its checkpoints, which no other study ever has. SQLite gives the number of a deleted study to the next.
+
     Every method raises StorageError when the database stays out of reach, StudyNotFoundError when the study is gone.
     """
 
-    def __init__(self, database: Database, study_id: int, spec: StudySpec, *, max_attempts: int = MAX_ATTEMPTS) -> None:
+    def __init__(
+        self, database: Database, study_id: int, spec: StudySpec, folder: str, *, max_attempts: int = MAX_ATTEMPTS
+    ) -> None:
         self.study_id = study_id
         self.spec = spec
+        self.folder = folder
         self.max_attempts = max_attempts
         self._database = database
         self._rungs = Rungs(study_id, spec)
@@ -632,7 +637,8 @@ class Ledger:
     # Parts of a transaction
 
     def _study(self, connection: Connection) -> Row[Any]:
-        row = connection.execute(select(studies.c.stopped).where(studies.c.study_id == self.study_id)).one_or_none()
+        mine = (studies.c.study_id == self.study_id, studies.c.folder == self.folder)
+        row = connection.execute(select(studies.c.stopped).where(*mine)).one_or_none()
         if row is None:
             raise StudyNotFoundError(f"study {self.spec.study.name!r} is gone: somebody deleted it")
         return row

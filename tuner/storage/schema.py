@@ -7,7 +7,7 @@ epoch in UTC by the database's clock; a double that is NULL was NaN or infinite 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text, false
 from sqlalchemy.dialects import mysql
@@ -25,8 +25,8 @@ _LongText = Text().with_variant(mysql.MEDIUMTEXT(), "mysql")
 _Name = String(200).with_variant(mysql.VARCHAR(200, charset="utf8mb4", collation="utf8mb4_bin"), "mysql")
 
 
-def _table(name: str, *columns: Column[object] | Index) -> Table:
-    return Table(name, metadata, *columns, mysql_engine="InnoDB", mysql_charset="utf8mb4")
+def _table(name: str, *columns: Column[object] | Index, **options: Any) -> Table:
+    return Table(name, metadata, *columns, mysql_engine="InnoDB", mysql_charset="utf8mb4", **options)
 
 
 schema_versions = _table("tuner_schema", Column("version", Integer, primary_key=True, autoincrement=False))
@@ -123,6 +123,7 @@ workers = _table(
     Column("lost", Boolean, nullable=False, server_default=false()),  # its launcher saw that it died
     Column("lanes", Integer, nullable=False),
     Column("epochs_per_s", Double, nullable=False),
+    sqlite_autoincrement=True,  # else the id of a deleted worker comes again, which may live and show its old leases
 )
 
 # The sealed-test ledger: the first opening's result, and how often it was looked at again.
