@@ -266,9 +266,11 @@ class StudyManager:
         row = self._study(name)
 
         def work(connection: Connection) -> set[str]:
+            # The slots first: results that are being written are waited for, and who comes later holds no slot. Else
+            # a worker could add to trials in the middle of their deletion.
+            _delete(connection, row.study_id)
             attached = records.artifacts_of(connection, row.study_id)
             records.delete_study(connection, row.study_id)
-            _delete(connection, row.study_id)
             return attached
 
         attached = self._database.write(work)

@@ -370,6 +370,36 @@ class TestClaims:
             ledger.finished()
         assert ledger.commit(worker, [fleet.result(claims[0])]).lost == {0}
 
+    @pytest.mark.parametrize("url", ["postgresql", "mysql"], indirect=True)  # SQLite has one writer at a time
+    def test_a_study_may_be_deleted_while_results_are_written(
+        self, manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ledger = create(manager, make_spec(9))
+        worker = ledger.register("h", 1, "cpu", "0")
+        claims = ledger.claim(worker, limit=4, lease_s=60)
+        rows = [row for claim in claims for row in fleet.curve(claim, 0, 1)]
+        written, deleting = threading.Event(), threading.Event()
+        write = ledger._write_curves
+
+        def slow(*given: Any) -> None:
+            write(*given)
+            written.set()
+            assert deleting.wait(60)
+
+        def see(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if statement.startswith(("DELETE FROM tuner_slots", "DELETE FROM trials ")):  # whichever comes first
+                deleting.set()
+
+        monkeypatch.setattr(ledger, "_write_curves", slow)
+        event.listen(manager._database.engine, "before_cursor_execute", see)
+        with ThreadPoolExecutor(1) as pool:
+            commit = pool.submit(ledger.commit, worker, [fleet.result(claim) for claim in claims], rows)
+            assert written.wait(60)
+            manager.delete("fleet")
+            assert commit.result().lost in (set(), {0, 1, 2, 3})
+        for table in (schema.slots, schema.rungs, schema.curves, records.trials, records.intermediate_values):
+            assert manager._database.read(lambda c, table=table: c.execute(select(table)).all()) == []
+
     @pytest.mark.parametrize(("limit", "lease_s"), [(0, 60), (1, 0)])
     def test_a_claim_of_nothing_is_refused(self, local: StudyManager, limit: int, lease_s: float) -> None:
         with pytest.raises(ValueError, match="limit >= 1 and lease_s > 0"):
