@@ -189,6 +189,22 @@ def test_no_search_goes_on_after_the_test_set_was_opened(manager: StudyManager) 
     assert manager.summary("tiny").trials["complete"] == 1
 
 
+def test_no_failed_trial_is_tried_again_after_the_test_set_was_opened(manager: StudyManager) -> None:
+    create_study(manager, study(search={"trials": 2, "pruner": "none"}), Path())
+    ledger = manager.ledger("tiny")
+    ledger.max_attempts = 1
+    worker = ledger.register("here", 2, "cpu", "0.1")
+    good, bad = ledger.claim(worker, limit=2, lease_s=60)
+    ledger.commit(worker, [RungResult(number=good.number, token=good.token, epochs=9, value=0.1, seconds=1.0)])
+    ledger.fail(worker, [(bad.number, bad.token, "boom")])
+    assert manager.summary("tiny").state == "finished"
+    evaluate(manager, "tiny", device="cpu")
+    with pytest.raises(BadInputError, match="'tiny' was evaluated, so its test set is open and the search has ended"):
+        manager.retry("tiny")
+    assert manager.summary("tiny").state == "finished"
+    manager.resume("tiny")  # which tuner run does: there is nothing left to search
+
+
 def test_the_selection_bound_is_the_finite_class_bound() -> None:
     spec = study(search={"trials": 243})
     config = spec.trial_config({"learning_rate": 0.1, "batch_size": 16, "width": 4, "depth": 1})

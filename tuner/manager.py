@@ -255,6 +255,11 @@ class StudyManager:
         """
         self._keep_sealed(name)
         study = self.summary(name)
+        if study.trials["failed"] and self._opened(name):
+            raise BadInputError(
+                f"study {name!r} was evaluated, so its test set is open and the search has ended; to search on, use "
+                "another name"
+            )
         if study.minutes is not None and study.seconds >= 60 * study.minutes:
             raise BadInputError(
                 f"the time budget of study {name!r} is over: {minutes(study.minutes)}; to search on, use another name"
@@ -526,15 +531,16 @@ class StudyManager:
 
     def _keep_sealed(self, name: str) -> None:
         """Refuse to search on after the test set was opened: what is picked then has been seen by whoever looked."""
-        study_id = self._study(name).study_id
-        opened = select(evaluations.c.study_id).where(evaluations.c.study_id == study_id)
-        if self._database.read(lambda connection: connection.execute(opened).first()) is None:
-            return
-        if self.summary(name).state != "finished":
+        if self._opened(name) and self.summary(name).state != "finished":
             raise BadInputError(
                 f"study {name!r} was evaluated before its search was over, so its test set is open and the search has "
                 f"ended; tuner evaluate {name} shows the result; to search on, use another name"
             )
+
+    def _opened(self, name: str) -> bool:
+        """Whether the test set has been opened, or was about to be."""
+        mine = select(evaluations.c.study_id).where(evaluations.c.study_id == self._study(name).study_id)
+        return self._database.read(lambda connection: connection.execute(mine).first()) is not None
 
     def _set_stopped(self, name: str, stopped: bool) -> None:
         change = update(studies).where(studies.c.study_id == self._study(name).study_id).values(stopped=stopped)
