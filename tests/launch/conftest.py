@@ -65,3 +65,25 @@ def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("KUBECTL_FOLDER", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """A Ray cluster of two nodes, which are processes of this machine: a head without CPUs, and one with two."""
+    from ray.cluster_utils import Cluster
+
+    impatient = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 200, "health_check_failure_threshold": 5}
+    head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "_system_config": impatient}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        cluster.add_node(num_cpus=2, num_gpus=0)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def ray(ray_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``RAY_ADDRESS`` is the cluster."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address)
+    return ray_cluster

@@ -1,5 +1,6 @@
 """The contract of all engines: workers are started, counted, stopped in peace, and heard when they refuse."""
 
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.command import wait_until
+from tests.cli.command import ROOT, wait_until
 from tuner.errors import BadInputError, EngineError
 from tuner.launch import Place, engine, kubernetes, slurm
 from tuner.launch.engine import Crew, Engine, WorkersLostError, make_engine
@@ -29,8 +30,7 @@ with open(log, "a") as file:
 sys.exit(130)
 """
 REFUSING = "print('error: data.source: no such file: /data/x.csv', file=sys.stderr); sys.exit(2)"
-PLACES: list[Place] = ["local", "slurm", "kubernetes"]
-OPTIONS: dict[str, Any] = {"kubernetes": {"kubernetes": ["image=tuner:1"]}}
+PLACES: list[Place] = ["local", "slurm", "kubernetes", "ray"]
 
 
 @pytest.fixture(params=PLACES)
@@ -43,9 +43,19 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(slurm, "POLL_S", 0.1)
     monkeypatch.setattr(kubernetes, "POLL_S", 0.1)
 
+    hook = {
+        "py_modules": [],
+        "worker_process_setup_hook": "tests.launch.standin.take_over",
+        "env_vars": {"TUNER_TEST_INTERPRETER": str(tmp_path / "interpreter"), "PYTHONPATH": str(ROOT)},
+    }
+    options: dict[str, Any] = {
+        "kubernetes": {"kubernetes": ["image=tuner:1"]},
+        "ray": {"runtime_env": json.dumps(hook)},
+    }
+
     def engine(**crew: Any) -> Engine:
         given = Crew(study="study", storage=SERVER, **{"workers": 2, **crew})
-        return make_engine(place, given, **OPTIONS.get(place, {}))
+        return make_engine(place, given, **options.get(place, {}))
 
     return engine
 

@@ -49,6 +49,16 @@ from tuner.report.layout import count
     help="CPU cores of each worker; without GPUs a process each.",
 )
 @click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="The Ray cluster.  [default: RAY_ADDRESS, else the one that this machine belongs to]",
+)
+@click.option(
+    "--runtime-env",
+    metavar="JSON",
+    help='What Ray sets up for the workers, such as {"pip": [...]}; without it, what the nodes have installed.',
+)
+@click.option(
     "--slurm",
     multiple=True,
     metavar="KEY=VALUE",
@@ -76,6 +86,8 @@ def launch(
     workers: int,
     gpus: int,
     cpus: int,
+    address: str | None,
+    runtime_env: str | None,
     slurm: tuple[str, ...],
     kubernetes: tuple[str, ...],
     dry_run: bool,
@@ -101,7 +113,7 @@ def launch(
     from tuner.launch.engine import Crew, make_engine
 
     crew = Crew(study=name, workers=workers, storage=storage, artifacts=artifacts, cpus=cpus, gpus=gpus)
-    engine = make_engine(place, crew, slurm=slurm, kubernetes=kubernetes)
+    engine = make_engine(place, crew, address=address, runtime_env=runtime_env, slurm=slurm, kubernetes=kubernetes)
     if dry_run:
         click.echo(engine.submission)
         return

@@ -154,16 +154,31 @@ class Engine(ABC):
         return True
 
 
-def make_engine(place: Place, crew: Crew, *, slurm: Sequence[str] = (), kubernetes: Sequence[str] = ()) -> Engine:
+def make_engine(
+    place: Place,
+    crew: Crew,
+    *,
+    address: str | None = None,
+    runtime_env: str | None = None,
+    slurm: Sequence[str] = (),
+    kubernetes: Sequence[str] = (),
+) -> Engine:
     """The engine for a place.
 
-    slurm: options of sbatch, as KEY=VALUE. kubernetes: of the pods and kubectl, too.
+    address: of the Ray cluster. runtime_env: Ray's, as JSON. slurm: options of sbatch, as KEY=VALUE. kubernetes: of the
+    pods and kubectl, too.
 
     Raises BadInputError when the crew cannot work there, or an option is for another engine.
     """
-    for given, engine in ((slurm, "slurm"), (kubernetes, "kubernetes")):
+    options = {
+        "--address": (address, "ray"),
+        "--runtime-env": (runtime_env, "ray"),
+        "--slurm": (slurm, "slurm"),
+        "--kubernetes": (kubernetes, "kubernetes"),
+    }
+    for option, (given, engine) in options.items():
         if given and place != engine:
-            raise BadInputError(f"--{engine} is for --on {engine}, and this is --on {place}")
+            raise BadInputError(f"{option} is for --on {engine}, and this is --on {place}")
     if place == "local":
         from tuner.launch.local import LocalWorkers
 
@@ -173,9 +188,14 @@ def make_engine(place: Place, crew: Crew, *, slurm: Sequence[str] = (), kubernet
         from tuner.launch.slurm import SlurmWorkers
 
         return SlurmWorkers(crew, settings(slurm, "--slurm"))
-    from tuner.launch.kubernetes import KubernetesWorkers
+    if place == "kubernetes":
+        from tuner.launch.kubernetes import KubernetesWorkers
 
-    return KubernetesWorkers(crew, settings(kubernetes, "--kubernetes"))
+        return KubernetesWorkers(crew, settings(kubernetes, "--kubernetes"))
+    from tuner.launch.ray import RayWorkers, read_runtime_env
+
+    environment = None if runtime_env is None else read_runtime_env(runtime_env)
+    return RayWorkers(crew, address=address, runtime_env=environment)
 
 
 def _must_be_shared(storage: str) -> None:
