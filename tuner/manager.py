@@ -70,6 +70,7 @@ _TABLES: tuple[Table, ...] = (slots, rungs, curves, checkpoints, workers, evalua
 _LOG, _LOGGER = "tuner:log", "tuner:logger"  # system attributes: where to, and who is at it
 _CHUNK = 50_000  # slots in one insert
 _DIAGNOSIS = "diagnosis.json"
+_DEMONSTRATIONS = "demonstrations.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -485,30 +486,47 @@ class StudyManager:
 
         return self._database.write(work)
 
-    # The diagnosis, a file beside the checkpoints
+    # What was found out after the search: files beside the checkpoints
 
     def store_diagnosis(self, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """Keep what a diagnosis found, in place of an earlier one; returns it as it is kept, NaN as None.
 
         Raises StorageError when the file cannot be written.
         """
-        place, text = self._diagnosis_place(name), strict_json.dumps(dict(record))
+        return self._store_finding(name, _DIAGNOSIS, record)
+
+    def diagnosis(self, name: str) -> dict[str, Any] | None:
+        """What the last diagnosis found. None before there is one, and where this machine does not reach its file."""
+        return self._finding(name, _DIAGNOSIS)
+
+    def store_demonstration(self, name: str, what: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep what a demonstration found, in place of an earlier one of that kind; as :meth:`store_diagnosis`."""
+        kept: dict[str, Any] = self._store_finding(name, _DEMONSTRATIONS, {**self.demonstrations(name), what: record})[
+            what
+        ]
+        return kept
+
+    def demonstrations(self, name: str) -> dict[str, dict[str, Any]]:
+        """The latest demonstration of each kind; none where this machine does not reach their file."""
+        return self._finding(name, _DEMONSTRATIONS) or {}
+
+    def _store_finding(self, name: str, file: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        place, text = self._findings_place(name), strict_json.dumps(dict(record))
         try:
-            open_files(place).write(_DIAGNOSIS, text.encode())
+            open_files(place).write(file, text.encode())
         except OSError as error:
             raise StorageError(f"{shown(place)}: cannot be written: {error.strerror or error}") from error
         kept: dict[str, Any] = json.loads(text)
         return kept
 
-    def diagnosis(self, name: str) -> dict[str, Any] | None:
-        """What the last diagnosis found. None before there is one, and where this machine does not reach its file."""
+    def _finding(self, name: str, file: str) -> dict[str, Any] | None:
         try:
-            kept: dict[str, Any] = json.loads(open_files(self._diagnosis_place(name)).read(_DIAGNOSIS))
+            kept: dict[str, Any] = json.loads(open_files(self._findings_place(name)).read(file))
         except (OSError, ValueError):
             return None
         return kept
 
-    def _diagnosis_place(self, name: str) -> str | Path:
+    def _findings_place(self, name: str) -> str | Path:
         """A folder of its own, where nobody takes it for a checkpoint that was left behind."""
         return below(below(self.artifacts, self._study(name).folder), "diagnosis")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PlainValidator,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -33,7 +35,12 @@ Metric = Literal["error", "accuracy", "balanced_accuracy", "f1", "roc_auc", "log
 Sampler = Literal["grid", "random", "tpe", "qmc"]
 Pruner = Literal["none", "successive_halving", "asha", "hyperband"]
 Direction = Literal["minimize", "maximize"]
+# What a study may show of the lecture: each a module of tuner/demonstrations.
+Shown = Literal["random_labels"]
+Corruption = Literal["random_labels", "shuffled_pixels", "random_pixels", "gaussian_inputs"]
+Distribution = Literal["gaussian_mixture", "linear_noise", "two_moons"]
 
+Vector = tuple[float, ...]
 Location = tuple[str, ...]  # the keys that lead to a place in the file: ("data", "split", "train")
 
 MAX_TRIALS = 10_000_000
@@ -105,11 +112,15 @@ class _Section(BaseModel):
 
 
 class StudySection(_Section):
-    """``[study]``: the name, the metric that trials are judged by, and the seed of everything random."""
+    """``[study]``: the name, the metric that trials are judged by, and the seed of everything random.
+
+    ``shows`` names what the study is to demonstrate once its search is over, see :mod:`tuner.demonstrations`.
+    """
 
     name: str
     metric: Metric
     seed: int = Field(default=0, ge=0, lt=2**63)
+    shows: Shown | None = None
 
     @field_validator("name")
     @classmethod
@@ -182,6 +193,98 @@ class SplitSection(_Section):
         return self
 
 
+def _vector(written: Any) -> Vector | None:
+    """A number, or a list of numbers."""
+    if written is None:
+        return None
+    numbers = written if isinstance(written, list | tuple) else [written]
+    if not numbers or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+        raise ValueError(f"needs a number or a list of numbers, got {written!r}")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"needs finite numbers, got {written!r}")
+    return tuple(map(float, numbers))
+
+
+def _two_vectors(written: Any) -> tuple[Vector, Vector] | None:
+    """One for each class."""
+    if written is None:
+        return None
+    if not isinstance(written, list | tuple) or len(written) != 2:
+        raise ValueError(f"needs two, of class 0 and of class 1, each a number or a list of numbers, got {written!r}")
+    first, second = map(_vector, written)
+    if first is None or second is None:
+        raise ValueError(f"needs two, of class 0 and of class 1, got {written!r}")
+    return first, second
+
+
+def _two_variances(written: Any) -> tuple[float, float] | None:
+    if written is None:
+        return None
+    numbers = _vector(written)
+    if numbers is None or len(numbers) != 2 or min(numbers) <= 0:
+        raise ValueError(f"needs two numbers above 0, of class 0 and of class 1, got {written!r}")
+    return numbers[0], numbers[1]
+
+
+def _checked_by(rule: Callable[[Any], Any]) -> tuple[PlainValidator, PlainSerializer]:
+    """How pydantic reads a key that one function checks as a whole, and writes it as it is."""
+    return PlainValidator(rule), PlainSerializer(lambda value: value)
+
+
+class SyntheticSection(_Section):
+    """``[data.synthetic]``: the parameters of a ``synthetic:`` source, see :mod:`tuner.data.synthetic`.
+
+    None is the distribution's own default. ``rows`` and ``seed`` are for all of them; each other key names those that
+    it is for in :data:`SYNTHETIC_KEYS`.
+    """
+
+    rows: int = Field(default=1000, ge=3, le=100_000_000)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    dimension: int | None = Field(default=None, ge=1, le=10_000)
+    means: Annotated[tuple[Vector, Vector] | None, *_checked_by(_two_vectors)] = None  # of class 0 and of class 1
+    variances: Annotated[tuple[float, float] | None, *_checked_by(_two_variances)] = None
+    prior: float | None = Field(default=None, gt=0, lt=1)  # P(y = 1)
+    label_noise: float | None = Field(default=None, ge=0, le=0.5)  # P(a label is the other class's)
+    theta: Annotated[Vector | None, *_checked_by(_vector)] = None
+    noise: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # standard deviation
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SyntheticSection:
+        vectors = {"theta": self.theta} if self.theta else {}
+        vectors |= {f"means[{i}]": mean for i, mean in enumerate(self.means or ()) if len(mean) > 1}
+        lengths = {key: len(vector) for key, vector in vectors.items()}
+        if self.dimension is not None:
+            lengths["dimension"] = self.dimension
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"sizes differ: {', '.join(f'{key} is of {n}' for key, n in lengths.items())}")
+        return self
+
+
+SYNTHETIC_KEYS: Mapping[str, tuple[Distribution, ...]] = {
+    "dimension": ("gaussian_mixture", "linear_noise"),
+    "means": ("gaussian_mixture",),
+    "variances": ("gaussian_mixture",),
+    "prior": ("gaussian_mixture", "two_moons"),
+    "label_noise": ("gaussian_mixture", "two_moons"),
+    "theta": ("linear_noise",),
+    "noise": ("linear_noise", "two_moons"),
+}
+
+
+class CorruptSection(_Section):
+    """``[data] corrupt``: what is spoiled on purpose, see :mod:`tuner.data.corruption`."""
+
+    kind: Corruption
+    fraction: float | None = Field(default=None, ge=0, le=1)  # of random labels; None: all of them
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _has_labels(self) -> CorruptSection:
+        if self.fraction is not None and self.kind != "random_labels":
+            raise ValueError(f"fraction is for random_labels; {self.kind} spoils every row: drop it")
+        return self
+
+
 class DataSection(_Section):
     """``[data]``: where the rows come from. A relative path is relative to the study file's folder.
 
@@ -190,6 +293,8 @@ class DataSection(_Section):
 
     source: str = Field(min_length=1)
     target: str | None = None
+    synthetic: SyntheticSection | None = None
+    corrupt: CorruptSection | None = None  # a kind alone is short for a table of it
     split: SplitSection | None = None
     drop: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
@@ -199,6 +304,11 @@ class DataSection(_Section):
     @classmethod
     def _is_a_list(cls, names: Any) -> Any:
         return tuple(names) if isinstance(names, list) else names
+
+    @field_validator("corrupt", mode="before")
+    @classmethod
+    def _is_a_kind(cls, written: Any) -> Any:
+        return {"kind": written} if isinstance(written, str) else written
 
     @property
     def folds(self) -> int:
@@ -400,6 +510,16 @@ class StudySpec(_Section):
         ]
 
 
+def known_shown(name: str) -> Shown:
+    """A demonstration's name. Raises BadInputError with those there are."""
+    for known in get_args(Shown):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    near = difflib.get_close_matches(name, get_args(Shown), n=1)
+    fix = f"did you mean {near[0]}?" if near else f"known: {', '.join(get_args(Shown))}"
+    raise BadInputError(f"no demonstration {name!r}; {fix}")
+
+
 def load_spec(path: Path, **overrides: Any) -> StudySpec:
     """Read a study file. ``overrides`` as in :func:`parse_spec`.
 
@@ -470,7 +590,7 @@ def _validated(written: Mapping[str, Any], source: str) -> StudySpec:
         fresh = [detail for detail in details if _location(detail) not in broken]
         problems += [line for detail in fresh for line in _problem_lines(detail)]
         # Where nothing is fresh, a table cannot do without a key that was taken out: it goes as a whole.
-        broken |= {_location(detail) for detail in fresh} or {_location(detail)[:-1] for detail in details}
+        broken |= {_location(detail) for detail in fresh} or {_above(_location(detail), broken) for detail in details}
         content = _without(written, broken)
         for section, stand_ins in _STAND_INS.items():
             content[section] = {**stand_ins, **content.get(section, {})}
@@ -485,6 +605,8 @@ def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
 
     sections = ("data.scaling", "model", "training", "space")
     search, training = spec.search, spec.training
+    if spec.data.synthetic is not None and sound("data.source", "data.synthetic"):
+        yield from _synthetic_problems(spec.data.source, spec.data.synthetic)
     if search.sampler == "grid":
         if sound("search.sampler", "search.trials", *sections):
             yield from _grid_problems(spec)
@@ -524,6 +646,19 @@ def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
             yield f"{key}: the refit on train+val leaves no rows to stop early on; drop training.patience"
         if training.keep == "best" and sound("training.keep"):
             yield f"{key}: the refit on train+val leaves no rows to pick the best epoch on; drop training.keep"
+
+
+def _synthetic_problems(source: str, section: SyntheticSection) -> Iterator[str]:
+    """Parameters of a source that has none, or that are another distribution's. An unknown name is refused when the
+    source is read, as any unknown source.
+    """
+    scheme, _, name = source.partition(":")
+    if scheme != "synthetic":
+        yield f"data.synthetic: is for synthetic: sources; data.source is {source}; drop it"
+        return
+    for key, owners in SYNTHETIC_KEYS.items():
+        if getattr(section, key) is not None and name in get_args(Distribution) and name not in owners:
+            yield f"data.synthetic.{key}: is for {' and '.join(owners)}; data.source is {source}; drop it"
 
 
 def _unbounded_problems(search: SearchSection, sound: Callable[..., bool]) -> Iterator[str]:
@@ -581,6 +716,13 @@ def _grid_problems(spec: StudySpec) -> Iterator[str]:
 
 def _location(detail: ErrorDetails) -> Location:
     return tuple(str(part) for part in detail["loc"])
+
+
+def _above(location: Location, broken: frozenset[Location]) -> Location:
+    """The nearest table around a location that has not been taken out yet."""
+    while location in broken:
+        location = location[:-1]
+    return location
 
 
 def _touches(path: Location, other: Location) -> bool:

@@ -29,7 +29,7 @@ VERBS = [
     "predict",
     "replay",
 ]
-VERBS += ["report", "dashboard", "stop", "retry", "delete"]
+VERBS += ["report", "demonstrate", "dashboard", "stop", "retry", "delete"]
 HEAVY = ("torch", "numba", "optuna", "sqlalchemy", "sklearn", "scipy", "numpy", "polars", "pydantic", "rich")
 
 

@@ -13,7 +13,7 @@ from tuner.cli.launching import launch
 from tuner.cli.lifecycle import check, create, delete, init, retry, show, stop, studies, workers
 from tuner.cli.results import best, evaluate, export, predict, replay, trials
 from tuner.cli.running import run, worker
-from tuner.cli.seeing import dashboard, report
+from tuner.cli.seeing import dashboard, demonstrate, report
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -52,6 +52,7 @@ for _command in (
     predict,
     replay,
     report,
+    demonstrate,
     dashboard,
     stop,
     retry,

@@ -39,6 +39,15 @@ ensemble_option = click.option(
     is_flag=True,
     help="Also evaluate a greedy ensemble of the study's best trials, chosen on validation.",
 )
+figures_option = click.option(
+    "--to",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("figures"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the figure and its numbers are written.",
+)
 
 
 def storage_options(command: F) -> F:

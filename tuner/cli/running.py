@@ -20,6 +20,7 @@ from tuner.cli.options import (
     Format,
     device_option,
     ensemble_option,
+    figures_option,
     format_option,
     known_metric,
     metric_option,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from tuner.launch.engine import Engine
     from tuner.manager import StudyManager, StudySummary
-    from tuner.spec import StudySpec
+    from tuner.spec import Shown, StudySpec
 
 REPORTED_EPOCHS = 100_000  # of a study whose report is drawn without being asked for, which takes some seconds
 
@@ -58,6 +59,7 @@ REPORTED_EPOCHS = 100_000  # of a study whose report is drawn without being aske
 )
 @device_option
 @ensemble_option
+@figures_option
 @override_options
 @storage_options
 @quiet_option
@@ -72,6 +74,7 @@ def run(
     workers: int | None,
     device: str,
     ensemble: bool,
+    folder: Path,
     storage: str,
     artifacts: str | None,
     quiet: bool,
@@ -84,7 +87,8 @@ def run(
     unless --minutes or --trials says otherwise.
 
     Creates the study or goes on with it, starts local workers, and when all trials are over refits the winner and
-    opens the test set once. Ctrl-C saves and leaves; the same command goes on. A finished study reports at once.
+    opens the test set once. A study that is to show something of the lecture (study.shows) writes its figure and its
+    numbers to the folder of --to. Ctrl-C saves and leaves; the same command goes on. A finished study reports at once.
     """
     of_table = study_file.suffix != ".toml"
     if not of_table and (target or metric):
@@ -114,8 +118,9 @@ def run(
             if news := manager.summary(name).state != "finished":
                 _train(manager, spec, device, workers, storage, artifacts, view)
             summary = conclude(manager, spec, view, device=device, ensemble=ensemble, news=news)
+            shown = _written(manager, name, spec.study.shows, folder) if summary.state == "finished" else None
             database = manager.storage
-    report(context, summary, database, form)
+    report(context, summary, database, form, shown)
 
 
 def conclude(
@@ -129,12 +134,12 @@ def conclude(
 ) -> StudySummary:
     """Refit the winner of a finished study and open its test set, once; the study as it is then.
 
-    Draws the report of a study that has ended, or been evaluated, since the caller began (``news``), and sees that all
-    its trials are logged.
+    Demonstrates what the study file asks to show. Draws the report of a study that has ended, or been evaluated, since
+    the caller began (``news``), and sees that all its trials are logged.
     """
     from tuner.report.note import write_note
 
-    name = spec.study.name
+    name, shows = spec.study.name, spec.study.shows
     summary = manager.summary(name)
     opened = summary.evaluation is not None and (not ensemble or summary.evaluation.get("ensemble"))
     if summary.state == "finished" and not opened and spec.has_test_rows:
@@ -144,6 +149,12 @@ def conclude(
 
         evaluate(manager, name, device=device, ensemble=ensemble)
         summary, news = manager.summary(name), True
+    if summary.state == "finished" and shows is not None and shows not in manager.demonstrations(name):
+        view.say(f"{name}: demonstrating {shows}")
+        from tuner.demonstrations import demonstrate
+
+        demonstrate(manager, name, shows, device=device, say=lambda text: view.say(f"{name}: {text}"))
+        news = True
     write_note(manager, name)
     if news and summary.state == "finished" and summary.epochs_trained <= REPORTED_EPOCHS:
         view.say(f"{name}: drawing the report")
@@ -153,20 +164,36 @@ def conclude(
     return summary
 
 
-def report(context: click.Context, summary: StudySummary, database: str, form: Format) -> None:
-    """Write what a study came to; one that is not finished was interrupted."""
+def report(
+    context: click.Context, summary: StudySummary, database: str, form: Format, shown: dict[str, Any] | None = None
+) -> None:
+    """Write what a study came to, and what it showed; one that is not finished was interrupted."""
     if summary.state != "finished":
         over = sum(summary.trials[state] for state in ("complete", "pruned", "failed"))
         saved = f"{over:,} of {summary.trials['total']:,} trials are over and everything is saved"
         click.echo(f"interrupted: {saved}; the same command goes on from here", err=True)
         context.exit(EXIT_INTERRUPTED)
     record = summary.as_dict()
+    if shown is not None:
+        record["demonstration"] = shown
 
     from tuner.report.study import outcome_text
 
     given = context.get_parameter_source("storage") is ParameterSource.COMMANDLINE
     option = f" --storage {database}" if given else ""
     output.write(record, form, lambda: outcome_text(record, database, option))
+
+
+def _written(manager: StudyManager, name: str, shows: Shown | None, folder: Path) -> dict[str, Any] | None:
+    """What the study file asks to show, written to a folder."""
+    if shows is None:
+        return None
+    from tuner.demonstrations import Demonstration
+    from tuner.report.html import write_exhibit
+
+    found = Demonstration(**manager.demonstrations(name)[shows])
+    page, data = write_exhibit(found, folder)
+    return {**found.as_dict(), "figure": str(page), "data_file": str(data)}
 
 
 def _train(

@@ -1,4 +1,4 @@
-"""The verbs that show studies elsewhere than in the terminal: dashboard, report."""
+"""The verbs that show studies elsewhere than in the terminal: dashboard, report, demonstrate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from pathlib import Path
 import click
 
 from tuner.cli import output
-from tuner.cli.options import name_argument, open_manager, storage_options
+from tuner.cli.options import (
+    Format,
+    device_option,
+    figures_option,
+    format_option,
+    name_argument,
+    open_manager,
+    quiet_option,
+    storage_options,
+)
+from tuner.cli.progress import progress
 
 
 @click.command()
@@ -112,3 +122,42 @@ def _put(file: Path | None, text: str, name: str) -> None:
 
     write_file(file, text)
     click.echo(f"{name}: {file}")
+
+
+@click.command()
+@name_argument
+@click.argument("what", metavar="[WHAT]", required=False)
+@figures_option
+@device_option
+@storage_options
+@quiet_option
+@format_option("table", "json")
+def demonstrate(
+    name: str,
+    what: str | None,
+    folder: Path,
+    device: str,
+    storage: str,
+    artifacts: str | None,
+    quiet: bool,
+    form: Format,
+) -> None:
+    """Show a claim of the lecture on a study's data.
+
+    Networks are trained, a figure is drawn, and a sentence says whether the claim holds. WHAT is
+    random_labels, …; left out, what the study file names in study.shows. Writes the figure and its numbers, as JSON, to
+    a folder; tuner report shows it, too. Never opens the test set.
+    """
+    from tuner.spec import known_shown
+
+    shown = None if what is None else known_shown(what)
+    with open_manager(storage, artifacts) as manager, progress(quiet=quiet) as view:
+        view.say(f"{name}: reading the data")
+        from tuner.demonstrations import demonstrate as demonstrate_on
+        from tuner.report.html import write_exhibit
+        from tuner.report.study import demonstration_text
+
+        found = demonstrate_on(manager, name, shown, device=device, say=lambda text: view.say(f"{name}: {text}"))
+    page, data = write_exhibit(found, folder)
+    record = {**found.as_dict(), "figure": str(page), "data_file": str(data)}
+    output.write(record, form, lambda: demonstration_text(record))

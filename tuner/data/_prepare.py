@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tuner.data.columns import Schema
+from tuner.data.corruption import corrupted
 from tuner.data.preprocessing import Preprocessing
 from tuner.data.sources import Table, load_table
 from tuner.data.splits import Split, split_rows
@@ -57,7 +58,7 @@ class Prepared:
 
 
 def prepare(spec: StudySpec, root: Path) -> Prepared:
-    """Read and split. A relative path in the spec starts at ``root``. Raises DataError."""
+    """Read, split, and corrupt where that is asked for. A relative path starts at ``root``. Raises DataError."""
     table = load_table(spec.data, spec.task, root)
     split = split_rows(
         table.target,
@@ -68,4 +69,6 @@ def prepare(spec: StudySpec, root: Path) -> Prepared:
         by=table.by,
         root=root,
     )
+    if (corrupt := spec.data.corrupt) is not None:
+        table = corrupted(table, corrupt, trained=split.trained)
     return Prepared(spec=spec, table=table, split=split)

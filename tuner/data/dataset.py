@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tuner.data._prepare import Prepared, prepare
+from tuner.data.corruption import told
 from tuner.data.preprocessing import Preprocessing
 from tuner.data.splits import is_stratified
 from tuner.space import Choices, Constant
@@ -177,7 +178,7 @@ def summarize(spec: StudySpec, root: Path) -> DataSummary:
         rows=len(table.target),
         columns={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
         features=len(preprocessing.feature_names),
-        notes=preprocessing.schema.notes,
+        notes=(*_spoiled(prepared), *preprocessing.schema.notes),
         task=spec.task,
         target_name=table.target_name,
         stratified=is_stratified(spec.task, spec.data.split),
@@ -194,6 +195,11 @@ def summarize(spec: StudySpec, root: Path) -> DataSummary:
         data_digest=table.digest,
         split_digest=split.digest,
     )
+
+
+def _spoiled(prepared: Prepared) -> tuple[str, ...]:
+    corrupt = prepared.spec.data.corrupt
+    return () if corrupt is None else (told(corrupt, prepared.table, len(prepared.split.trained)),)
 
 
 def _dealt(spec: StudySpec) -> str:

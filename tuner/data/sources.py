@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,9 @@ import polars as pl
 from sklearn import datasets
 
 from tuner.data._digest import column_arrays, sha256_of
+from tuner.data.synthetic import rows_of, truth_of
 from tuner.errors import DataError
-from tuner.spec import DataSection, metrics_for
+from tuner.spec import DataSection, Distribution, SyntheticSection, metrics_for
 from tuner.trial import Task
 
 MIN_ROWS = 3  # one each to train, to validate and to test on
@@ -33,7 +34,7 @@ NULL_VALUES = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "?")  # texts of a
 _REGRESSION_METRICS = metrics_for("regression")
 _CLASSIFICATION_METRICS = metrics_for("classification")
 _SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz", ".npy")
-_KNOWN = f"a source is sklearn:NAME, openml:ID or a file ending in {', '.join(_SUFFIXES)}"
+_KNOWN = f"a source is sklearn:NAME, openml:ID, synthetic:NAME or a file ending in {', '.join(_SUFFIXES)}"
 _ROWS_TO_GUESS = 10_000  # of a CSV: if a later row does not fit the types of these, all rows decide
 _LARGEST_EXACT = 2.0**53  # above it a float cannot tell neighbouring whole numbers apart
 
@@ -78,9 +79,10 @@ def load_table(section: DataSection, task: Task, root: Path) -> Table:
     """Read ``section.source``; a relative path starts at ``root``.
 
     ``sklearn:NAME`` is a table that comes with scikit-learn, ``openml:ID`` one of openml.org, which scikit-learn
-    downloads once. A CSV (gzipped or not) or Parquet file needs ``section.target``, the name of its target column; all
-    columns but the target, ``section.drop`` and those that only split are features. In a CSV, :data:`NULL_VALUES` are
-    missing values. An NPZ file holds ``X`` (or ``x``, ``features``) of shape (n, D) and ``y`` (or ``target``, or the
+    downloads once, ``synthetic:NAME`` one drawn from a distribution of :mod:`tuner.data.synthetic`. A CSV (gzipped or
+    not) or Parquet file needs ``section.target``, the name of its target column; all columns but the target,
+    ``section.drop`` and those that only split are features. In a CSV, :data:`NULL_VALUES` are missing values. An NPZ
+    file holds ``X`` (or ``x``, ``features``) of shape (n, D) and ``y`` (or ``target``, or the
     name in ``section.target``) of shape (n,); an NPY file one array whose columns are x0, x1, …, or are named where its
     type has fields. Classes that are whole numbers are coded in their numerical order, others in the order of their
     text.
@@ -92,8 +94,10 @@ def load_table(section: DataSection, task: Task, root: Path) -> Table:
     if scheme is not None:
         if scheme[1] == "openml":
             return _from_openml(section, task)
+        if scheme[1] == "synthetic":
+            return _from_synthetic(section, task)
         if scheme[1] != "sklearn":
-            near = _near(scheme[1], ["sklearn", "openml"])
+            near = _near(scheme[1], ["sklearn", "openml", "synthetic"])
             raise DataError(f"data.source: unknown scheme {scheme[1]!r}{near}; {_KNOWN}")
         return _from_sklearn(section, task)
     suffix = next((s for s in reversed(_SUFFIXES) if source.lower().endswith(s)), None)
@@ -131,6 +135,30 @@ def _from_sklearn(section: DataSection, task: Task) -> Table:
     codes = bunch.target.astype(np.float64 if task == "regression" else np.int64)
     classes = () if task == "regression" else tuple(str(label) for label in bunch.target_names)
     return _table(features, codes, classes, "target", section)
+
+
+def _from_synthetic(section: DataSection, task: Task) -> Table:
+    """Features x0, x1, … and the target y."""
+    source, keys = section.source, section.synthetic or SyntheticSection()
+    name = source.partition(":")[2]
+    if name not in get_args(Distribution):
+        known = ", ".join(get_args(Distribution))
+        near = _near(name, get_args(Distribution))
+        raise DataError(f"data.source: unknown table {source!r}{near}; known after synthetic: {known}")
+    if section.target is not None:
+        raise DataError(f"data.target: is for files; the target of {source} is y: leave data.target out")
+    truth = truth_of(name, keys)
+    if task == "classification" and not truth.classes:
+        raise DataError(
+            f"{source}: the target is a quantity, not a class; use a regression metric: {_REGRESSION_METRICS}"
+        )
+    x, y = rows_of(truth, keys)
+    features = pl.DataFrame({f"x{i}": column for i, column in enumerate(np.ascontiguousarray(x.T))})
+    if task == "regression":
+        return _table(features, y, (), "y", section)
+    if len(np.unique(y)) < 2:
+        raise DataError(f"{source}: all {len(y)} rows drawn are of class {y[0]:g}; draw more rows, or another prior")
+    return _table(features, y.astype(np.int64), ("0", "1"), "y", section)
 
 
 def _from_openml(section: DataSection, task: Task) -> Table:

@@ -60,6 +60,11 @@ class Split:
         """Of the first fold."""
         return self.folds[0][1]
 
+    @property
+    def trained(self) -> Numbers:
+        """Rows that some trial trains on: with folds, each of them in all folds but one."""
+        return self.train if len(self.folds) == 1 else self.development
+
     @cached_property
     def development(self) -> Numbers:
         """All rows but the test rows."""

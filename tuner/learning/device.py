@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from tuner.data.dataset import Rows, TrainingData, View
 from tuner.errors import DataError, DeviceError
 from tuner.spec import Metric
 from tuner.trial import Precision, Scaling, Task
+
+Part = Literal["train", "val"]
 
 DATA_SHARE = 0.5  # of a GPU's free memory that rows may take; packs need the rest
 
@@ -83,6 +85,10 @@ class DeviceView:
     first_train: int
     first_val: int
     target_sd: float
+
+    def part(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Features and targets of one part."""
+        return (self.x_train, self.y_train) if part == "train" else (self.x_val, self.y_val)
 
 
 @dataclass(frozen=True, kw_only=True)

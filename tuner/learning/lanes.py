@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from tuner.learning import draws
-from tuner.learning.device import DeviceData, DeviceView
+from tuner.learning.device import DeviceData, DeviceView, Part
 from tuner.learning.epoch_plan import EpochPlan
 from tuner.learning.kernels import kernels_for, norms
 from tuner.learning.kernels.interface import Blocks, Kernels, LaneReal, Lanes, LaneWhole, Step, Whole
@@ -447,29 +447,33 @@ class Pack:
         return out
 
     @torch.no_grad()
-    def validate(self, metric: Metric) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Each lane's mean loss and metric on the validation rows: (K,), in the order the lanes were given."""
-        outputs, groups = self._validation_outputs(), self._by_view()
+    def validate(self, metric: Metric, part: Part = "val") -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Each lane's mean loss and metric on its view's validation rows, or on its train rows, dropout off: (K,), in
+        the order the lanes were given.
+        """
+        outputs, groups = self._part_outputs(part), self._by_view()
         loss, value = np.empty(self.K), np.empty(self.K)
         for view, lanes in groups:
-            own = outputs[torch.from_numpy(lanes), : len(view.x_val)] if len(groups) > 1 else outputs
-            y = view.y_val.to(own.device)
+            x, rows_y = view.part(part)
+            own = outputs[torch.from_numpy(lanes), : len(x)] if len(groups) > 1 else outputs
+            y = rows_y.to(own.device)
             loss[lanes] = row_loss(self.head, own, y).mean(1, dtype=torch.float64).cpu().numpy()
             value[lanes] = score(metric, own, y, view.target_sd).cpu().numpy()
         return self._in_given_order(loss), self._in_given_order(value)
 
-    def _validation_outputs(self) -> Tensor:
-        """Each lane's outputs on its own view's validation rows, and on any rows after them: (K, n, C)."""
+    def _part_outputs(self, part: Part) -> Tensor:
+        """Each lane's outputs on its own view's rows of one part, and on any rows after them: (K, n, C)."""
         if len(self._by_view()) == 1:
-            return self._outputs(self.views[0].x_val)
-        first = torch.tensor([view.first_val for view in self.views])
-        last = first + torch.tensor([len(view.x_val) for view in self.views]) - 1
+            return self._outputs(self.views[0].part(part)[0])
+        x = self.data.x_train if part == "train" else self.data.x_val
+        first = torch.tensor([view.first_train if part == "train" else view.first_val for view in self.views])
+        last = first + torch.tensor([len(view.part(part)[0]) for view in self.views]) - 1
         parts = []
         with self.products.scope():
             for start in range(0, int((last - first).max()) + 1, self._rows_at_once):
                 rows = torch.arange(start, start + self._rows_at_once)
-                taken = torch.minimum(first[:, None] + rows, last[:, None]).to(self.data.x_val.device)
-                parts.append(self._infer(self.data.x_val[taken].to(self.data.device)))
+                taken = torch.minimum(first[:, None] + rows, last[:, None]).to(x.device)
+                parts.append(self._infer(x[taken].to(self.data.device)))
         return torch.cat(parts, dim=1)
 
     # ---- a lane's own state ----

@@ -64,6 +64,7 @@ def analyse(manager: StudyManager, name: str) -> Record:
         "contours": contours(list(space.searched), points, judged),
         "timeline": _timeline(trials, times, crew, zero),
         "diagnosis": manager.diagnosis(name),
+        "demonstrations": manager.demonstrations(name),
         "reproduce": _reproduce(manager, spec),
     }
 

@@ -15,8 +15,8 @@ from tuner.errors import StorageError
 from tuner.report.html import file_stem
 
 if TYPE_CHECKING:
+    from tuner.drawing import Figure
     from tuner.manager import StudyManager
-    from tuner.report.figures import Figure
 
 _SAME_DATE = (1980, 1, 1, 0, 0, 0)  # of every file in an archive: equal contents make equal archives
 

@@ -1,23 +1,21 @@
 """The figures of a report: Plotly, drawn from the record of :func:`tuner.report.analysis.analyse` alone.
 
-Colours are of medium lightness, so that they read on light and on dark paper; paper and letters are the page's.
+How they look: :mod:`tuner.drawing`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from tuner.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Figure, decades, styled
 from tuner.report.layout import count, duration, number
-from tuner.spec import METRICS
+from tuner.spec import METRICS, Shown
 
-BLUE, ORANGE, GREEN, RED, GREY, PURPLE = "#3b82c4", "#d9822b", "#2f9e6e", "#d1495b", "#8a93a0", "#8e6bbf"
-FAINT = "rgba(138, 147, 160, 0.35)"
 _OF_STATE = {
     "promoted": BLUE,
     "complete": GREEN,
@@ -33,21 +31,21 @@ _SCALE = "Viridis"
 Record = Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One figure: its name in the page, its title, what it says in words (for those who do not see it), the drawing."""
-
-    name: str
-    title: str
-    told: str
-    drawing: go.Figure
-    min_width: int = 0  # pixels: a narrower screen scrolls
-
-
 def figures(analysis: Record) -> list[Figure]:
     """Every figure that the study has something to show for, in the order of the page."""
     makers = [scores, effects, learning_curve, curves, brackets, history, importance, slices, contours, timeline]
-    return [figure for make in makers if (figure := make(analysis)) is not None]
+    drawn = [figure for make in makers if (figure := make(analysis)) is not None]
+    return [*demonstrations(analysis), *drawn]
+
+
+def demonstrations(analysis: Record) -> list[Figure]:
+    """What the study was asked to show of the lecture."""
+    shown = [analysis["demonstrations"][name] for name in get_args(Shown) if name in analysis["demonstrations"]]
+    if not shown:
+        return []
+    from tuner.demonstrations import Demonstration  # torch: most reports do without
+
+    return [Demonstration(**found).figure() for found in shown]
 
 
 def scores(analysis: Record) -> Figure | None:
@@ -90,7 +88,7 @@ def scores(analysis: Record) -> Figure | None:
         f"(optimistic), test {number(test['mean'])}, {100 * test['confidence']:g} % interval {number(test['low'])} to "
         f"{number(test['high'])}."
     )
-    return _figure("scores", "Validation against test", told, drawing, height=120 + 44 * len(rows))
+    return styled("scores", "Validation against test", told, drawing, height=120 + 44 * len(rows))
 
 
 def effects(analysis: Record) -> Figure | None:
@@ -121,7 +119,7 @@ def effects(analysis: Record) -> Figure | None:
         f"seeds; all intervals hold together with {100 * found['confidence']:g} %. "
         + (f"Seen: {'; '.join(seen)}." if seen else "No effect was seen.")
     )
-    return _figure("effects", "What each change does", told, drawing, height=140 + 24 * len(shown), min_width=560)
+    return styled("effects", "What each change does", told, drawing, height=140 + 24 * len(shown), min_width=560)
 
 
 def _change(effect: Record) -> str:
@@ -149,7 +147,7 @@ def learning_curve(analysis: Record) -> Figure | None:
         for point in points
     )
     told += "; the intervals are those of the difference to all rows. As many steps for each."
-    return _figure("learning_curve", "More data", told, drawing, height=360)
+    return styled("learning_curve", "More data", told, drawing, height=360)
 
 
 def curves(analysis: Record) -> Figure | None:
@@ -183,7 +181,7 @@ def curves(analysis: Record) -> Figure | None:
         values = [v for v in y if v is not None and v > 0]
         values += [v for curve in shown if curve["winner"] for v in curve[key] if v is not None and v > 0]
         if values and max(values) > 30 * min(values) and key != "value":
-            drawing.update_yaxes(**_decades(values), row=1, col=column)
+            drawing.update_yaxes(**decades(values), row=1, col=column)
         drawing.update_xaxes(title="epoch", row=1, col=column)
     told = (
         f"Learning curves of {count(len(shown), 'trial')} of {analysis['curves']['of']:,}, from the best to the worst."
@@ -195,7 +193,7 @@ def curves(analysis: Record) -> Figure | None:
             f" The winner, trial {winner['number']}, ends at training loss {number(ends['train_loss'])} and validation "
             f"loss {number(ends['val_loss'])}."
         )
-    return _figure("curves", "Learning curves", told, drawing, height=380, min_width=680)
+    return styled("curves", "Learning curves", told, drawing, height=380, min_width=680)
 
 
 def brackets(analysis: Record) -> Figure | None:
@@ -222,7 +220,7 @@ def brackets(analysis: Record) -> Figure | None:
         f"{label}: {n} of {row['planned']} planned, {row['promoted']} promoted"
         for label, n, row in zip(labels, had, rows, strict=True)
     )
-    return _figure("brackets", "Brackets and rungs", told + ".", drawing, height=140 + 26 * len(rows))
+    return styled("brackets", "Brackets and rungs", told + ".", drawing, height=140 + 26 * len(rows))
 
 
 def history(analysis: Record) -> Figure | None:
@@ -267,7 +265,7 @@ def history(analysis: Record) -> Figure | None:
             if METRICS[study["metric"]].direction == "minimize"
             else f" The best of those that completed rose to {number(steps[-1][1])} after {duration(steps[-1][0])}."
         )
-    return _figure("history", "Optimization history", told, drawing, height=380, min_width=560)
+    return styled("history", "Optimization history", told, drawing, height=380, min_width=560)
 
 
 def importance(analysis: Record) -> Figure | None:
@@ -285,7 +283,7 @@ def importance(analysis: Record) -> Figure | None:
         + ", ".join(f"{name} {100 * share:.0f} %" for name, share in found.items())
         + "."
     )
-    return _figure("importance", "Importance of the hyperparameters", told, drawing, height=120 + 30 * len(names))
+    return styled("importance", "Importance of the hyperparameters", told, drawing, height=120 + 30 * len(names))
 
 
 def slices(analysis: Record) -> Figure | None:
@@ -323,7 +321,7 @@ def slices(analysis: Record) -> Figure | None:
             )
         elif axis["kind"] == "log":
             above = [value for value in x if value]
-            drawing.update_xaxes(**_decades(above), row=row + 1, col=column + 1)
+            drawing.update_xaxes(**decades(above), row=row + 1, col=column + 1)
             if zero:
                 exponents = range(math.ceil(math.log10(least)), math.floor(math.log10(max(x))) + 1)
                 values = [least / 10, *(10.0**e for e in exponents)]
@@ -336,7 +334,7 @@ def slices(analysis: Record) -> Figure | None:
         f"The {analysis['study']['metric']} of {count(len(trials), 'trial')} against each of "
         f"{', '.join(axis['name'] for axis in axes)}; brighter points were trained for more epochs."
     )
-    return _figure("slices", "Slices", told, drawing, height=90 + 240 * rows, min_width=640)
+    return styled("slices", "Slices", told, drawing, height=90 + 240 * rows, min_width=640)
 
 
 def contours(analysis: Record) -> Figure | None:
@@ -383,7 +381,7 @@ def contours(analysis: Record) -> Figure | None:
         f"{count(analysis['importance']['trials'], 'trial')} at {count(analysis['importance']['epochs'], 'epoch')}; "
         "brighter is better, empty is where no trial was near."
     )
-    return _figure("contours", "Contours", told, drawing, height=140 + 150 * side, min_width=780)
+    return styled("contours", "Contours", told, drawing, height=140 + 150 * side, min_width=780)
 
 
 def timeline(analysis: Record) -> Figure | None:
@@ -423,31 +421,10 @@ def timeline(analysis: Record) -> Figure | None:
         + ", ".join(f"{n} {state}" for state, n in states.items() if n)
         + f"; {count(len(found['pauses']), 'pause')}."
     )
-    return _figure("timeline", "Who did what, when", told, drawing, height=140 + 34 * len(set(labels)))
+    return styled("timeline", "Who did what, when", told, drawing, height=140 + 34 * len(set(labels)))
 
 
 def _log_values(drawing: go.Figure, values: Sequence[float]) -> None:
     """A logarithmic axis of values where a linear one would show nothing but the worst."""
     if min(values) > 0 and max(values) > 30 * min(values):
         drawing.update_yaxes(type="log", dtick=1)
-
-
-def _decades(values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis with labels at powers of ten alone, where there are enough of them."""
-    wide = max(values) > 100 * min(values)
-    return {"type": "log", "dtick": 1} if wide else {"type": "log", "dtick": "D2"}
-
-
-def _figure(name: str, title: str, told: str, drawing: go.Figure, *, height: int, min_width: int = 0) -> Figure:
-    drawing.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 8, "r": 8, "t": 32, "b": 76},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
-        font={"family": "system-ui, sans-serif", "size": 12},
-    )
-    drawing.update_xaxes(automargin=True, exponentformat="power", gridcolor=FAINT, zeroline=False, linecolor=GREY)
-    drawing.update_yaxes(automargin=True, exponentformat="power", gridcolor=FAINT, zeroline=False, linecolor=GREY)
-    return Figure(name=name, title=title, told=told, drawing=drawing, min_width=min_width)

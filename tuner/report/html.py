@@ -8,18 +8,23 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import plotly.io
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from tuner import strict_json
+from tuner.drawing import Figure
 from tuner.errors import BadInputError
 from tuner.report.diagnosis import caution, fit_lines, head, question_lines
-from tuner.report.figures import Figure, figures
-from tuner.report.layout import count, duration, number
+from tuner.report.figures import figures
+from tuner.report.layout import count, duration, number, opened
 from tuner.report.study import scores, told, work_done
+
+if TYPE_CHECKING:
+    from tuner.demonstrations import Demonstration
 
 TRIALS_SHOWN = 200  # rows of the table, the best ones; the JSON has all
 
@@ -30,6 +35,49 @@ def report_html(analysis: Mapping[str, Any], drawn: Sequence[Figure] | None = No
     drawn: the analysis' figures, where they are at hand.
     """
     study = analysis["study"]
+    best = study["best"]
+    drawn = figures(analysis) if drawn is None else drawn
+    return _page(
+        "page.html.jinja",
+        drawn,
+        study=study,
+        analysis=analysis,
+        work=work_done(study),
+        scores=scores(study),
+        params={} if best is None else told(best["params"]),
+        diagnosis=_diagnosis(analysis),
+        figures=drawn,
+        trials=_ranked(analysis),
+        count=count,
+        spec=json.dumps(analysis["reproduce"]["spec"], indent=2, ensure_ascii=False),
+    )
+
+
+def exhibit_html(shown: Demonstration, data_file: str) -> str:
+    """A demonstration's page: its claim and its figure, in one file that needs nothing else."""
+    figure = shown.figure()
+    return _page(
+        "exhibit.html.jinja", [figure], shown=shown, sentence=opened(shown.sentence), figure=figure, data_file=data_file
+    )
+
+
+def write_exhibit(shown: Demonstration, folder: Path) -> tuple[Path, Path]:
+    """Write a demonstration's page and, beside it, its data as JSON; the two files. Raises BadInputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(
+            f"cannot make the folder {folder}: {error.strerror or error}; give another: --to DIR"
+        ) from error
+    stem = shown.name if shown.study == shown.name else f"{shown.study}-{shown.name}"
+    page = folder / file_name(stem)
+    data = page.with_suffix(".json")
+    write_file(data, strict_json.dumps(shown.as_dict(), indent=1, ensure_ascii=False) + "\n")
+    write_file(page, exhibit_html(shown, data.name))
+    return page, data
+
+
+def _page(template: str, drawn: Sequence[Figure], **content: Any) -> str:
     environment = Environment(
         loader=PackageLoader("tuner.report", "."),
         autoescape=select_autoescape(["html", "jinja"]),
@@ -38,21 +86,10 @@ def report_html(analysis: Mapping[str, Any], drawn: Sequence[Figure] | None = No
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "duration": duration}
-    best = study["best"]
-    drawn = figures(analysis) if drawn is None else drawn
-    return environment.get_template("page.html.jinja").render(
-        study=study,
-        analysis=analysis,
-        work=work_done(study),
-        scores=scores(study),
-        params={} if best is None else told(best["params"]),
-        diagnosis=_diagnosis(analysis),
-        figures=drawn,
+    return environment.get_template(template).render(
         drawings=_embedded({figure.name: _drawing(figure) for figure in drawn}),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        trials=_ranked(analysis),
-        count=count,
-        spec=json.dumps(analysis["reproduce"]["spec"], indent=2, ensure_ascii=False),
+        **content,
     )
 
 

@@ -258,9 +258,17 @@ def outcome_text(study: Record, database: str, option: str = "") -> str:
             f"{name}: {work_done(study)}",
             "\n".join([pairs(scores(study), indent=""), *simpler_models(evaluation)]),
             f"winner: trial {_trained(best)}\n{pairs(told(best['params']))}",
+            *([demonstration_text(shown)] if (shown := study.get("demonstration")) else []),
             pairs(what_next, indent=""),
         ]
     )
+
+
+def demonstration_text(shown: Record) -> str:
+    """What a demonstration found, and where its figure is."""
+    verdict = "it holds" if shown["holds"] else "it did not appear"
+    lines = {"slide": shown["slide"], shown["name"]: f"{verdict}: {shown['sentence']}"}
+    return pairs({**lines, "figure": shown["figure"], "numbers": shown["data_file"]}, indent="")
 
 
 def scores(study: Record) -> dict[str, str]:
