@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import update
 
 from tuner import worker as worker_module
-from tuner.errors import DataError, StudyNotFoundError
+from tuner.errors import DataError, StorageError, StudyNotFoundError
 from tuner.learning.trainer import PackTrainer
 from tuner.manager import StudyManager, TrialRow
 from tuner.plan import create_study
@@ -144,15 +144,29 @@ def test_a_model_that_fits_no_memory_fails_with_the_reason(
     assert all("needs" in (t.reason or "") and "MiB even alone" in (t.reason or "") for t in trials)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
 def test_a_trial_that_cannot_be_trained_fails_after_bounded_attempts(
-    manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     def broken(_: PackTrainer) -> Any:
-        raise RuntimeError("the device\nis on fire")
+        raise kind("the device\nis on fire")
 
     monkeypatch.setattr(PackTrainer, "run_epoch", broken)
     trials = run(manager, study(search={"trials": 2, "pruner": "none"}))
-    assert [(t.state, t.attempt, t.reason) for t in trials] == [("failed", 3, "RuntimeError: the device")] * 2
+    assert [(t.state, t.attempt, t.reason) for t in trials] == [("failed", 3, f"{kind.__name__}: the device")] * 2
+
+
+def test_a_full_disk_is_not_the_fault_of_the_trials(manager: StudyManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise StorageError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, "write", full)
+        with pytest.raises(StorageError, match="no room"):
+            run(manager, study())
+    before = manager.trials("tiny")
+    assert ({t.state for t in before}, max(t.attempt for t in before)) == ({"waiting"}, 1)
+    assert {t.state for t in run(manager, study())} == {"complete", "pruned"}
 
 
 def test_a_diverged_trial_is_pruned_and_says_when(manager: StudyManager) -> None:

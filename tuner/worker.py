@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tuner
 from tuner.data.dataset import TrainingData, load_training_data
-from tuner.errors import DataError, StorageError, StudyNotFoundError
+from tuner.errors import DataError, StorageError, StudyNotFoundError, TunerError
 from tuner.learning.device import DeviceData, resolve_device
 from tuner.learning.lanes import Lane
 from tuner.learning.memory import is_out_of_memory, memory_budget
@@ -181,7 +181,9 @@ class _Worker:
                 continue
             try:
                 self._train_pack(held, pack)
-            except (RuntimeError, MemoryError, ArithmeticError) as error:
+            except TunerError:  # a database out of reach, a full disk, a study that is gone: not the trials' doing
+                raise
+            except Exception as error:
                 if is_out_of_memory(error) and len(pack) > 1:
                     self.budget = min(self.budget, bytes_of(pack, self.data) // 2)
                     _log.warning("out of memory with %d lanes; going on with half of them", len(pack))
