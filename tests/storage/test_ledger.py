@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,29 @@ class TestClaims:
         assert not manager.workers("fleet")[0].live
         again = ledger.claim(other, limit=9, lease_s=60)
         assert [(claim.number, claim.params) for claim in again] == [(claim.number, claim.params) for claim in claims]
+
+    def test_the_clocks_of_the_workers_do_not_matter(
+        self, url: str, manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ledger = create(manager, make_spec(9, pruner="none"))
+        honest = time.time
+        for pid, skew_s in enumerate((-7200, 7200), start=1):
+            with monkeypatch.context() as patch:
+                patch.setattr(time, "time", lambda skew_s=skew_s: honest() + skew_s)
+                worker = ledger.register("h", pid, "cpu", "0")
+                claims = ledger.claim(worker, limit=3, lease_s=60)
+                assert [claim.number for claim in claims] == list(range(3 * pid - 3, 3 * pid)), "none of the other's"
+                assert all(holder.lease_s > 50 for holder in ledger.outstanding().holders)
+                assert ledger.outstanding().leased == 3 * pid
+                ledger.heartbeat(worker, 3, 1.0)
+                assert not ledger.record(worker, fleet.curve(claims[0], 0, 1))
+        state = ledger.outstanding()
+        assert (state.leased, state.expired) == (6, 0)
+        assert all(50 < holder.lease_s <= 60 for holder in state.holders)
+        assert [row.state for row in manager.workers("fleet")] == ["live", "live"]
+        for trial in fleet.read_optuna(url, "fleet").trials:
+            assert trial.datetime_start is not None
+            assert abs(trial.datetime_start.replace(tzinfo=UTC).timestamp() - honest()) < 600
 
     def test_the_leases_of_a_process_that_is_known_to_be_dead_end_at_once(
         self, url: str, manager: StudyManager
