@@ -153,7 +153,7 @@ class StudyManager:
                     raise BadInputError(
                         f"study {name!r} is in this database already and was not made by Tuner; use another name"
                     )
-                raise BadInputError(f"study {other!r} differs from {name!r} only in case; use another name")
+                raise BadInputError(f"study {other!r} differs from {name!r} only in case or accents; use another name")
             study_id = records.create_study(
                 connection,
                 name,

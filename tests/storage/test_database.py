@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import inspect, make_url, select, text
+from sqlalchemy import NullPool, create_engine, inspect, make_url, select, text
 
+from tests.spaces import study
 from tests.storage.servers import fresh_database, require, server_url
 from tuner.errors import BadInputError, StorageError
+from tuner.manager import StudyManager
 from tuner.storage import bulk, schema
 from tuner.storage.database import Database, now, open_database, parse_url, shown
 
@@ -266,6 +268,17 @@ class TestRefusals:
         assert "no such database" in message
         assert "CREATE DATABASE tuner_nowhere" in message
         assert time.monotonic() - started < 10  # seconds: waiting does not help, so nobody waits
+
+    def test_letters_that_the_database_does_not_have(self, tmp_path: Path) -> None:
+        with fresh_database("mysql", tmp_path) as url:
+            engine = create_engine(parse_url(url), poolclass=NullPool)
+            with engine.connect() as connection:
+                connection.exec_driver_sql(f"ALTER DATABASE {make_url(url).database} CHARACTER SET latin1")
+            spec = study(study={"name": "数字"})
+            with StudyManager(url, tmp_path) as manager:
+                with pytest.raises(StorageError, match=r"does not have these letters .* CHARACTER SET utf8mb4"):
+                    manager.create(spec, data_root=tmp_path, data_digest="d", split_digest="s")
+                assert manager.names() == []
 
     def test_a_wrong_password_is_not_shown(self) -> None:
         require("mysql")

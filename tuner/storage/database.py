@@ -352,6 +352,11 @@ def explained(error: BaseException, url: URL, waited_s: float = 0.0) -> StorageE
         )
     if "password" in text or "access denied" in text:
         return StorageError(f"{where}: the server refused the user or the password ({fact}); check the URL")
+    if "illegal mix of collations" in text or "incorrect string value" in text:
+        return StorageError(
+            f"{where}: the database's character set does not have these letters ({fact}); give one that was made with: "
+            "CREATE DATABASE … CHARACTER SET utf8mb4"
+        )
     if reason is not None:
         return StorageError(
             f"{where}: cannot be reached: {reason} (waited {waited_s:.0f} s; {fact}); check that the server runs and "
