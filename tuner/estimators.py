@@ -35,6 +35,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from tuner.data.columns import series_of
 from tuner.errors import BadInputError
 from tuner.export import trained_model
 from tuner.launch.engine import Crew, follow
@@ -104,7 +105,8 @@ class _TunedMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
             except BadInputError as error:
                 raise ValueError(str(error).replace(f"{_ROWS}: ", "X: ")) from error
         assert best is not None
-        self.model_: TunedModel = trained.model
+        # scikit-learn asks for the same answers whatever the size of the batch.
+        self.model_: TunedModel = trained.model.double()
         self.best_params_: dict[str, Any] = dict(best.params)
         self.best_score_: float = best.value
 
@@ -152,7 +154,7 @@ class _TunedMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
             _check_n_features(self, X, reset=reset)
             if isinstance(X, pl.DataFrame):
                 return X
-            return pl.DataFrame([_series(X[column]).alias(name) for column, name in zip(X.columns, names, strict=True)])
+            return pl.DataFrame([series_of(X[column], name) for column, name in zip(X.columns, names, strict=True)])
         checked = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite="allow-nan")
         return pl.DataFrame(checked, schema=[f"x{i}" for i in range(checked.shape[1])], orient="row")
 
@@ -235,22 +237,6 @@ def _target(estimator: BaseEstimator, y: Any, n: int) -> npt.NDArray[Any]:
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         raise ValueError("y holds NaN or infinity; drop these rows")
     return column
-
-
-def _series(column: Any) -> pl.Series:
-    """A pandas column, without pyarrow."""
-    values = column.to_numpy()
-    if values.dtype.kind == "M":
-        return pl.Series(values.astype("datetime64[us]"))
-    if values.dtype != object:
-        return pl.Series(values)
-    listed = [None if value is None or value != value else value for value in values.tolist()]  # NaN is missing
-    series = pl.Series(listed, strict=False)
-    if series.dtype == pl.Object:
-        raise ValueError(
-            f"column {column.name!r} holds {column.dtype}; a feature is numbers, booleans, dates or text; convert it"
-        )
-    return series
 
 
 @contextmanager

@@ -169,6 +169,23 @@ def read_as(series: pl.Series, kind: Kind, values: Kind | None = None) -> pl.Ser
     return _text(series if values is None else read_as(series, values))
 
 
+def series_of(values: Any, name: str) -> pl.Series:
+    """A column of a pandas frame (without pyarrow), an (n,) array or a list. NaN among objects is missing.
+
+    Raises DataError where the values are neither numbers, booleans, dates nor text.
+    """
+    array = values.to_numpy() if hasattr(values, "to_numpy") else values
+    if isinstance(array, np.ndarray) and array.dtype.kind == "M":
+        array = array.astype("datetime64[us]")  # polars does not take pandas' seconds
+    if isinstance(array, np.ndarray) and array.dtype == object:
+        array = [None if value is None or value != value else value for value in array.tolist()]
+    series = pl.Series(name, array, strict=False)
+    if series.dtype == pl.Object:
+        held = getattr(values, "dtype", "objects")
+        raise DataError(f"column {name!r} holds {held}; a feature is numbers, booleans, dates or text; convert it")
+    return series
+
+
 def listed(names: Sequence[str], most: int = NAMED_COLUMNS) -> str:
     """``a, b, c and 4 more``."""
     shown = ", ".join(repr(name) for name in names[:most])
