@@ -189,12 +189,12 @@ class TestBinding:
         (claim,) = ledger.claim(worker, limit=1, lease_s=60)
         ledger.fail(worker, [(claim.number, claim.token, self.REASON)])
         fleet.work(ledger, manager.checkpoints(self.NAME))
-        manager.store_evaluation(self.NAME, {"note": self.REASON})
         assert manager.trials(self.NAME)[0].reason == self.REASON
+        assert manager.retry(self.NAME) == 1
+        manager.store_evaluation(self.NAME, {"note": self.REASON})
         assert manager.workers(self.NAME)[0].host == self.HOST
         assert (manager.evaluation(self.NAME) or {})["note"] == self.REASON
         manager.summary(self.NAME)
-        manager.retry(self.NAME)
         manager.delete(self.NAME)
         return seen
 
