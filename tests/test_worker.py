@@ -156,6 +156,27 @@ def test_a_trial_that_cannot_be_trained_fails_after_bounded_attempts(
     assert [(t.state, t.attempt, t.reason) for t in trials] == [("failed", 3, f"{kind.__name__}: the device")] * 2
 
 
+def test_only_the_trial_that_cannot_be_trained_fails(
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = study(search={"pruner": "none"})
+    with StudyManager(f"sqlite:///{tmp_path}/quiet.db") as quiet:
+        run(quiet, spec)
+        expected = results(quiet)
+    original = PackTrainer.run_epoch
+
+    def broken(self: PackTrainer) -> Any:
+        if 3 in self.tasks:
+            raise RuntimeError("trial 3 is not to be trained")
+        return original(self)
+
+    monkeypatch.setattr(PackTrainer, "run_epoch", broken)
+    trials = run(manager, spec)
+    assert results(manager)[:3] + results(manager)[4:] == expected[:3] + expected[4:]
+    assert (trials[3].state, trials[3].attempt) == ("failed", 3)
+    assert {trial.attempt for trial in trials if trial.number != 3} == {1}
+
+
 def test_a_full_disk_is_not_the_fault_of_the_trials(manager: StudyManager, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> Any:
         raise StorageError("no room")

@@ -184,13 +184,16 @@ class _Worker:
             except TunerError:  # a database out of reach, a full disk, a study that is gone: not the trials' doing
                 raise
             except Exception as error:
-                if is_out_of_memory(error) and len(pack) > 1:
-                    self.budget = min(self.budget, bytes_of(pack, self.data) // 2)
-                    _log.warning("out of memory with %d lanes; going on with half of them", len(pack))
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                if len(pack) > 1:  # only who fails alone fails: one trial's error is not its neighbours'
+                    if is_out_of_memory(error):
+                        self.budget = min(self.budget, bytes_of(pack, self.data) // 2)
+                        reason = "out of memory"
+                    _log.warning("%s with %d lanes; going on with half of them", reason, len(pack))
                     packs = [*halved(pack), *packs]
                     continue
-                _log.exception("training failed; its %d slots are tried again", len(pack))
-                self._fail(held, f"{type(error).__name__}: {error}".splitlines()[0])
+                _log.exception("training failed; trial %d is tried again", held[0].number)
+                self._fail(held, reason)
         rest = [by_number[task.lane.number] for pack in packs for task in pack]
         self._settle(self.ledger.release(self.id, [(c.number, c.token, c.epochs) for c in rest]))
 

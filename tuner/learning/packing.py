@@ -71,7 +71,7 @@ def _members(tasks: Sequence[LaneTask], data: DeviceData) -> tuple[list[TrialCon
 
 
 def halved(pack: list[LaneTask]) -> tuple[list[LaneTask], list[LaneTask]]:
-    """Two halves of a pack that ran out of memory."""
+    """Two halves of a pack that cannot be trained as a whole."""
     middle = len(pack) // 2
     return pack[:middle], pack[middle:]
 
