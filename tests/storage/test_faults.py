@@ -405,6 +405,26 @@ class TestCutConnections:
             fleet.check(manager, spec, url, log)
 
 
+class TestStoppedInATransaction:
+    @pytest.mark.parametrize("kind", ["postgresql", "mysql"])  # SQLite's lock is its process's until that ends
+    def test_its_locks_are_released_and_the_others_go_on(
+        self, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As by SIGSTOP: the transaction stays open, its client says nothing any more."""
+        monkeypatch.setattr(database_module, "IDLE_S", 2.0)
+        spec = fleet.make_spec(9)
+        with fresh_database(kind, tmp_path) as url, StudyManager(url, tmp_path, patience_s=20) as manager:
+            ledger = fleet.create(manager, spec)
+            stopped = manager._database.engine.connect()
+            try:
+                ledger._rungs.take_turns(stopped)
+                fleet.work(ledger, manager.checkpoints("fleet"))
+            finally:
+                stopped.invalidate()
+                stopped.close()
+            fleet.check(manager, spec, url)
+
+
 class TestErrorsOfTheServer:
     @pytest.mark.parametrize(("sqlstate", "times"), [("40001", 3), ("40P01", 2), ("55P03", 1)])
     def test_what_it_may_recover_from_is_tried_again(self, sqlstate: str, times: int, tmp_path: Path) -> None:

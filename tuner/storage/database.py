@@ -34,6 +34,7 @@ OPTUNA_SCHEMA = "v3.2.0.a"  # the head of Optuna 5.0's schema: tuner/storage/rec
 OPEN_PATIENCE_S = 10.0  # seconds to wait at start-up for a database that has never answered
 PATIENCE_S = 120.0  # seconds to wait for a database that was there a moment ago
 LOCK_WAIT_S = 5.0  # seconds a statement waits for a lock before the transaction is rolled back and tried again
+IDLE_S = 60.0  # seconds of silence in a transaction after which a server ends it: its client was stopped, or is gone
 _OPTUNA_TABLES = {"studies", "trials", "trial_params", "trial_values", "trial_intermediate_values", "version_info"}
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
@@ -391,7 +392,7 @@ def _engine_options(url: URL, patience_s: float = PATIENCE_S) -> dict[str, Any]:
             settings = {
                 "lock_timeout": f"{int(1000 * wait_s)}ms",
                 "statement_timeout": "60s",
-                "idle_in_transaction_session_timeout": "60s",
+                "idle_in_transaction_session_timeout": f"{int(1000 * IDLE_S)}ms",
                 "timezone": "UTC",
             }
             options = " ".join(f"-c {name}={value}" for name, value in settings.items())
@@ -401,11 +402,14 @@ def _engine_options(url: URL, patience_s: float = PATIENCE_S) -> dict[str, Any]:
             silence = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4}
             arguments = {"connect_timeout": 10, "tcp_user_timeout": 30_000, **silence, "options": mine}
         case _:
+            # The first comment is for MariaDB, the second for MySQL, which only knows of silence at any time.
+            idle = f"/*M!100300 , idle_transaction_timeout = {IDLE_S:.0f} */ /*!80000 , wait_timeout = {IDLE_S:.0f} */"
+            wait = f"innodb_lock_wait_timeout = {max(1, round(wait_s))}"
             arguments = {
                 "connect_timeout": 10,
                 "read_timeout": 90,
                 "write_timeout": 90,
-                "init_command": f"SET SESSION innodb_lock_wait_timeout = {max(1, round(wait_s))}, time_zone = '+00:00'",
+                "init_command": f"SET SESSION {wait}, time_zone = '+00:00' {idle}",
                 "charset": "utf8mb4",
             }
     return {
