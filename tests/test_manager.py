@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,25 @@ def made(manager: StudyManager, spec: Any, data: str = "d", split: str = "s") ->
 
 
 class TestCreate:
+    def test_millions_of_slots_are_inserted_a_few_at_a_time(
+        self, manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        peaks: list[int] = []
+
+        def enough(_: Any, table: Any, rows: Any, **__: Any) -> None:
+            if table is schema.slots:
+                peaks.append(tracemalloc.get_traced_memory()[1])
+                raise InterruptedError(len(rows))
+
+        monkeypatch.setattr("tuner.storage.bulk.insert", enough)
+        tracemalloc.start()
+        try:
+            with pytest.raises(InterruptedError, match="50000"):
+                made(manager, make_spec(500_000, pruner="none"))
+        finally:
+            tracemalloc.stop()
+        assert peaks[0] < 50e6  # bytes; all of them at once are some 110 MB
+
     def test_a_study_is_all_there_at_once(self, manager: StudyManager) -> None:
         spec = make_spec(20)
         assert made(manager, spec) is True

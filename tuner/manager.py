@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -597,10 +598,10 @@ def _delete(connection: Connection, study_id: int) -> None:
 
 
 def _insert_slots(connection: Connection, study_id: int, dealt: Sequence[hyperband.Bracket]) -> None:
-    rows = [
+    rows = (
         {"study_id": study_id, "number": number, "bracket": place, "target": dealt[place].rungs[0].epochs}
         for place, numbers in enumerate(hyperband.slots(dealt))
         for number in numbers
-    ]
-    for start in range(0, len(rows), _CHUNK):
-        bulk.insert(connection, slots, rows[start : start + _CHUNK])
+    )
+    while chunk := list(islice(rows, _CHUNK)):
+        bulk.insert(connection, slots, chunk)
