@@ -496,6 +496,39 @@ class TestFencing:
         with pytest.raises(AssertionError, match="none lost"):
             check(local, spec, sqlite_url, log)
 
+    @pytest.mark.parametrize("url", ["postgresql", "mysql"], indirect=True)  # SQLite has one writer at a time
+    def test_whose_result_is_being_written_cannot_be_claimed(
+        self, url: str, manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The fence holds from the look at the token to the commit, however late it is for the lease."""
+        spec = make_spec(3, pruner="none")
+        ledger = create(manager, spec)
+        slow, quick = (ledger.register("h", pid, "cpu", "0") for pid in (1, 2))
+        (late,) = ledger.claim(slow, limit=1, lease_s=60)
+        expire(manager)
+        fenced, go_on = threading.Event(), threading.Event()
+        fence = ledger._held
+
+        def slowly(*given: Any) -> Any:
+            held = fence(*given)
+            fenced.set()
+            assert go_on.wait(60)
+            return held
+
+        monkeypatch.setattr(ledger, "_held", slowly)
+        with ThreadPoolExecutor(1) as pool:
+            commit = pool.submit(ledger.commit, slow, [fleet.result(late)], fleet.curve(late, 0, 9))
+            try:
+                assert fenced.wait(60)
+                others = manager.ledger("fleet")
+                claims = others.claim(quick, limit=3, lease_s=60)
+            finally:
+                go_on.set()
+            assert commit.result().completed == {0}
+        assert [claim.number for claim in claims] == [1, 2]
+        fleet.train(others, quick, manager.checkpoints("fleet"), claims)
+        check(manager, spec, url)
+
     def test_only_the_lost_lanes_of_a_pack_are_dropped(self, local: StudyManager) -> None:
         ledger = create(local, make_spec(9, pruner="none"))
         slow, quick = (ledger.register("h", pid, "cpu", "0") for pid in (1, 2))
