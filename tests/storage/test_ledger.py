@@ -1059,6 +1059,29 @@ class TestLostAnswers:
         fleet.work(ledger, store, log=log)
         check(local, spec, sqlite_url, log)
 
+    def test_a_slot_that_another_claims_before_the_second_try_keeps_its_checkpoint(
+        self, local: StudyManager, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ledger = create(local, make_spec(3, pruner="none"))
+        worker, other = (ledger.register("h", pid, "cpu", "0") for pid in (1, 2))
+        claims = ledger.claim(worker, limit=3, lease_s=60)
+        file = local.checkpoints("fleet").write(fleet.lanes(claims))
+        dialect = local._database.engine.dialect
+        honest = dialect.do_commit
+        taken: list[Claim] = []
+        with StudyManager(sqlite_url, local.artifacts, patience_s=5) as elsewhere:
+
+            def commit(connection: Any) -> None:
+                honest(connection)
+                if not taken:
+                    taken.extend(elsewhere.ledger("fleet").claim(other, limit=3, lease_s=60))
+                    raise sqlite3.OperationalError("database is locked")
+
+            monkeypatch.setattr(dialect, "do_commit", commit)
+            outcome = ledger.release(worker, [(claim.number, claim.token, 9) for claim in claims], (), file)
+        assert [(claim.number, claim.checkpoint) for claim in taken] == [(n, file) for n in range(3)]
+        assert outcome.removed == (), "the file is in use: nobody may delete it"
+
     def test_save(self, local: StudyManager, break_next_commit: Callable[[], list[int]]) -> None:
         ledger = create(local, make_spec(3, pruner="none"))
         worker = ledger.register("h", 1, "cpu", "0")

@@ -495,7 +495,8 @@ class Ledger:
             given_back = self._given_back(connection, tokens.keys() - held.keys(), tokens)
             lost = tokens.keys() - held.keys() - given_back
             if not held:
-                unused = checkpoint is not None and not given_back
+                # An earlier run of the same transaction may have stored it, for whoever has claimed the slots since.
+                unused = checkpoint is not None and self._stored(connection, checkpoint) is None
                 return CommitOutcome(
                     lost=frozenset(lost), removed=(checkpoint.name,) if checkpoint is not None and unused else ()
                 )
@@ -706,12 +707,17 @@ class Ledger:
             conflict="skip",
         )
 
+    def _stored(self, connection: Connection, checkpoint: Checkpoint) -> int | None:
+        """The id of a checkpoint that the database knows."""
+        mine = (checkpoints.c.study_id == self.study_id, checkpoints.c.path == checkpoint.name)
+        known = connection.execute(select(checkpoints.c.id).where(*mine)).scalar()
+        return None if known is None else int(known)
+
     def _store_checkpoint(self, connection: Connection, checkpoint: Checkpoint | None) -> int | None:
         if checkpoint is None:
             return None
-        mine = (checkpoints.c.study_id == self.study_id, checkpoints.c.path == checkpoint.name)
-        if (known := connection.execute(select(checkpoints.c.id).where(*mine)).scalar()) is not None:
-            return int(known)  # by an earlier run of the same transaction
+        if (known := self._stored(connection, checkpoint)) is not None:
+            return known  # by an earlier run of the same transaction
         row = insert(checkpoints).values(
             study_id=self.study_id, path=checkpoint.name, sha256=checkpoint.sha256, bytes=float(checkpoint.bytes)
         )
