@@ -187,7 +187,8 @@ def stop(name: str, storage: str, artifacts: str | None) -> None:
 def retry(name: str, storage: str, artifacts: str | None) -> None:
     """Let workers try the failed trials of a study again.
 
-    They keep their hyperparameters and get all their attempts anew.
+    They keep their hyperparameters and get all their attempts anew. Once the test set was opened, nothing is searched
+    any more.
     """
     with open_manager(storage, artifacts) as manager:
         again = manager.retry(name)
