@@ -190,6 +190,29 @@ def test_a_full_disk_is_not_the_fault_of_the_trials(manager: StudyManager, monke
     assert {t.state for t in run(manager, study())} == {"complete", "pruned"}
 
 
+def test_leases_are_renewed_while_an_epoch_takes_long(manager: StudyManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "HEARTBEAT_S", 0.02)
+    original = PackTrainer.run_epoch
+    expired: list[int] = []
+
+    def slow(self: PackTrainer) -> Any:
+        if not expired:
+            over = update(schema.slots).where(schema.slots.c.state == "leased").values(lease_until=1.0)
+            manager._database.write(lambda c: c.execute(over) and None)
+            ledger = manager.ledger("tiny")
+            for _ in range(1000):
+                if not (left := ledger.outstanding().expired):
+                    break
+                threading.Event().wait(0.02)
+            expired.append(left)
+        return original(self)
+
+    monkeypatch.setattr(PackTrainer, "run_epoch", slow)
+    trials = run(manager, study(search={"trials": 2, "pruner": "none"}))
+    assert expired == [0]
+    assert {(trial.state, trial.attempt) for trial in trials} == {("complete", 1)}
+
+
 def test_a_diverged_trial_is_pruned_and_says_when(manager: StudyManager) -> None:
     wild = study(
         study={"metric": "rmse"},
