@@ -11,15 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import NullPool, create_engine, inspect, make_url, select, text
+from sqlalchemy.exc import OperationalError
 
 from tests.spaces import study
 from tests.storage.servers import fresh_database, require, server_url
 from tuner.errors import BadInputError, StorageError
 from tuner.manager import StudyManager
 from tuner.storage import bulk, schema
-from tuner.storage.database import Database, now, open_database, parse_url, shown
+from tuner.storage.database import Database, explained, now, open_database, parse_url, shown
 
 
 @contextmanager
@@ -286,6 +288,12 @@ class TestRefusals:
         message = refusal(url.render_as_string(hide_password=False), 20.0)
         assert "refused the user or the password" in message
         assert "Sekret99" not in message
+
+    def test_a_driver_that_quotes_the_password_is_not_quoted(self) -> None:
+        error = OperationalError("SELECT 1", {}, psycopg.OperationalError('invalid connection option "Sekret99"'))
+        told = str(explained(error, parse_url("postgresql://me:Sekret99@h/d")))
+        assert 'invalid connection option "***"' in told
+        assert "Sekret99" not in told
 
     def test_shown_urls_hide_passwords_and_queries(self) -> None:
         assert shown(parse_url("postgresql://me:Sekret99@h/d?sslpassword=Sekret99")) == (
