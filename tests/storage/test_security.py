@@ -133,6 +133,7 @@ def test_errors_do_not_tell(url: str, monkeypatch: pytest.MonkeyPatch, caplog: p
         ("postgresql://me@host:5432/db", ""),
         ("sqlite:////tmp/a:b@c.db", ""),
         ("postgresql://h/db?user=me&password=word", "word"),
+        ("postgresql://me@h/db?sslmode=require&sslpassword=word", "word"),
         ("not a url", ""),
     ],
 )

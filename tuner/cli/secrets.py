@@ -19,7 +19,7 @@ def password_of(url: str) -> str:
         return ""  # a file
     if password := after.rpartition("@")[0].partition(":")[2]:
         return password
-    found = re.search(r"[?&](?:password|passwd)=([^&]+)", after)
+    found = re.search(r"[?&](?:password|passwd|sslpassword)=([^&]+)", after)
     return found[1] if found else ""
 
 
