@@ -11,10 +11,10 @@ INPUTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench bench-storage bench-data bench-predict bench-quality chaos clean
+.PHONY: help demo test check bench bench-storage bench-data bench-predict bench-quality bench-dashboard chaos clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12  the interpreter to build .venv with: 3.11, 3.12 or 3.13"
 	@echo "  ARGS='...'         more arguments for demo, test, the benchmarks and chaos, such as ARGS='-k space -n 0'"
@@ -41,6 +41,9 @@ bench-storage: .venv/.installed-test ## measure what the storage costs a trial a
 
 bench-predict: .venv/.installed-test ## measure predicting a large file against a bare forward pass, reading and writing
 	$(BIN)/python -m tests.benchmarks.predictions $(ARGS)
+
+bench-dashboard: .venv/.installed-test ## measure the dashboard in a browser with 1,000 and 20,000 trials
+	$(BIN)/python -m tests.benchmarks.dashboard $(ARGS)
 
 bench-data: .venv/.installed-test ## measure reading a large table against polars and scikit-learn alone
 	$(BIN)/python -m tests.benchmarks.tables $(ARGS)

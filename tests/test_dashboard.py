@@ -4,13 +4,11 @@ import base64
 import io
 import json
 import math
-import random
-import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -22,30 +20,27 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna_dashboard import get_note, save_note, wsgi
 
 from tests.browser import browser_page, has_browser
-from tests.cli.command import start, tuner
+from tests.cli.command import tuner
+from tests.dashboards import STUDY, pretend, served
 from tests.storage.servers import lay_tables
-from tuner.dashboard import SHOWN_POINTS, SHOWN_TRIALS, Guard, Shown, check_address, representatives, stride
+from tuner import dashboard
+from tuner.dashboard import (
+    SHOWN_POINTS,
+    SHOWN_TRIALS,
+    WEIGHED_TRIALS,
+    Guard,
+    Shown,
+    check_address,
+    representatives,
+    stride,
+    whole,
+)
 from tuner.errors import BadInputError
 from tuner.manager import StudyManager
 from tuner.plan import create_study
 from tuner.report.note import note_text, write_note
 from tuner.spec import parse_spec
-from tuner.storage.ledger import EpochRow, RungResult
 from tuner.worker import run_worker
-
-STUDY: dict[str, Any] = {
-    "study": {"name": "curves", "metric": "error"},
-    "data": {"source": "sklearn:iris"},
-    "training": {"max_epochs": 9},
-    "search": {"trials": 9},
-    "space": {
-        "learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
-        "weight_decay": {"low": 1e-6, "high": 1e-1, "log": True, "or_zero": True},
-        "batch_size": 16,
-        "width": {"low": 4, "high": 40},
-        "depth": {"low": 1, "high": 3},
-    },
-}
 
 
 @pytest.fixture(scope="module")
@@ -64,48 +59,8 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
 def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a database with a study of more trials than are shown, which nobody trained."""
     url = f"sqlite:///{tmp_path_factory.mktemp('large')}/study.db"
-    pretend(url, trials=2 * SHOWN_TRIALS, max_epochs=9)
+    pretend(url, trials=2 * SHOWN_TRIALS, max_epochs=1)
     return url
-
-
-def pretend(url: str, *, trials: int, max_epochs: int) -> None:
-    """A finished study whose learning curves are made up."""
-    spec = parse_spec({**STUDY, "training": {"max_epochs": max_epochs}, "search": {"trials": trials}})
-    rng = random.Random(0)
-    with StudyManager(url) as manager:
-        create_study(manager, spec, Path())
-        ledger = manager.ledger("curves")
-        worker = ledger.register("node", 7, "cuda:0", "0.1.0")
-        while claims := ledger.claim(worker, limit=1000, lease_s=600):
-            rows, results = [], []
-            for claim in claims:
-                asymptote = 0.05 + abs(math.log10(claim.params["learning_rate"]) + 2) / 10
-                epochs = range(claim.epochs + 1, claim.target_epochs + 1)
-                values = [asymptote + 0.5 / e + rng.random() / 100 for e in epochs]
-                rows += [
-                    EpochRow(number=claim.number, token=claim.token, epoch=e, value=v, train_loss=v / 2, val_loss=v)
-                    for e, v in zip(epochs, values, strict=True)
-                ]
-                last, token = epochs[-1], claim.token
-                results.append(RungResult(number=claim.number, token=token, epochs=last, value=values[-1], seconds=0.1))
-            ledger.commit(worker, results, rows)
-        ledger.leave(worker)
-        assert manager.summary("curves").state == "finished"
-
-
-@contextmanager
-def served(storage: str, *options: str) -> Iterator[str]:
-    """``tuner dashboard`` in a process of its own: where it answers."""
-    process = start("dashboard", "--port", "0", "--storage", storage, *options)
-    assert process.stderr is not None
-    try:
-        line = process.stderr.readline()
-        assert line.startswith("dashboard: http://"), line + process.stderr.read()
-        yield line.split()[1]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (0, "", "")
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +126,11 @@ def test_trials_carry_what_one_asks_of_them(storage: str) -> None:
 
 def test_trials_are_read_as_optuna_reads_them(storage: str) -> None:
     plain, ours = optuna.storages.RDBStorage(storage), Shown(storage)
-    assert ours.get_all_trials(1) == plain.get_all_trials(1) == ours._get_trials(1, None, set(), -1)
+    assert ours.get_all_trials(1) == plain.get_all_trials(1)
+    for light, trial in zip(ours._get_trials(1, None, set(), -1), plain.get_all_trials(1), strict=True):
+        assert light.intermediate_values == {}
+        light.intermediate_values = trial.intermediate_values
+        assert light == trial
     assert ours.get_all_trials(1) == plain.get_all_trials(1), "from memory, too"
     complete = (optuna.trial.TrialState.COMPLETE,)
     assert ours.get_all_trials(1, states=complete) == plain.get_all_trials(1, states=complete)
@@ -181,7 +140,7 @@ def test_trials_are_read_as_optuna_reads_them(storage: str) -> None:
         opened.engine.dispose()
 
 
-def test_a_large_study_is_thinned_and_says_so(large: str) -> None:
+def test_a_large_study_is_thinned_and_says_so(large: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shown, plain = Shown(large), optuna.storages.RDBStorage(large)
     trials = shown.get_all_trials(1)
     assert stride(2 * SHOWN_TRIALS) == 2
@@ -192,7 +151,11 @@ def test_a_large_study_is_thinned_and_says_so(large: str) -> None:
     assert study.user_attrs["shown"] == (
         f"the best of each 2 consecutive trials of {2 * SHOWN_TRIALS:,}; tuner report curves draws all"
     )
-    assert len(shown._get_trials(1, None, set(), -1)) == 2 * SHOWN_TRIALS
+    assert len(shown._get_trials(1, None, set(), -1)) == 2 * SHOWN_TRIALS == WEIGHED_TRIALS
+    monkeypatch.setattr(dashboard, "WEIGHED_TRIALS", 1000)
+    assert sorted(t.number for t in shown._get_trials(1, None, set(), -1)) == list(range(0, 2 * SHOWN_TRIALS, 4))
+    with whole():
+        assert len(shown._get_trials(1, None, set(), -1)) == 2 * SHOWN_TRIALS
     for opened in (plain, shown):
         opened.engine.dispose()
 
@@ -242,15 +205,24 @@ def test_the_study_page_in_a_browser_with_its_note_and_no_delete(address: str, t
     assert len(fetched(f"{address}/api/studies")["study_summaries"]) == 1
 
 
-def test_a_large_study_in_a_browser(large: str) -> None:
+@pytest.mark.parametrize("trials", [1_000, 20_000])
+def test_a_large_study_in_a_browser(trials: int, tmp_path: Path) -> None:
     if not has_browser():
         return
-    with served(large) as address, browser_page() as page:
+    url = f"sqlite:///{tmp_path}/study.db"
+    pretend(url, trials=trials, max_epochs=1)
+    with served(url) as address, browser_page() as page:
         start_s = time.perf_counter()
         page.goto(f"{address}/dashboard/studies/1")
         page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)
-        print(f"{2 * SHOWN_TRIALS:,} trials: the first figure after {time.perf_counter() - start_s:.1f} s")
-        page.get_by_text("the best of each 2 consecutive trials").first.wait_for(timeout=30_000)
+        print(f"{trials:,} trials: the first figure after {time.perf_counter() - start_s:.1f} s")
+        page.locator("#graph-hyperparameter-importances .bars path").first.wait_for(timeout=60_000)
+        print(f"{trials:,} trials: the importances after {time.perf_counter() - start_s:.1f} s")
+        shown = page.get_by_text("importances are of one trial in 8; tuner report curves draws all")
+        if trials > SHOWN_TRIALS:
+            shown.first.wait_for(timeout=30_000)
+        assert shown.count() == (trials > SHOWN_TRIALS)
+        assert len(answer(f"{address}/csv/1")[2].splitlines()) == 1 + trials, "the file has all"
 
 
 # The note

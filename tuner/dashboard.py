@@ -20,7 +20,9 @@ import logging
 import math
 import socket
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 SHOWN_TRIALS = 2000  # more than these are thinned: what a browser draws within seconds
+WEIGHED_TRIALS = 4000  # and what importances are computed from within a second or two
 SHOWN_POINTS = 100  # of one learning curve
 PORT = 8080
 PASSWORD_VARIABLE = "TUNER_DASHBOARD_PASSWORD"
@@ -102,6 +105,9 @@ class Shown(optuna.storages.RDBStorage):
     trial that is not over while there is any, then the best. So the best trial of all is among them, those that were
     over stay where they were from one look to the next, and a list stays short. A user attribute of the study says so.
     Of a long learning curve about ``SHOWN_POINTS`` epochs are left. Trials that are over are kept in memory.
+
+    Importances, and plots that the server draws, are of every 2nd, 4th, 8th, … trial of a study with more than
+    ``WEIGHED_TRIALS``: evenly, since the best would not do for them. Within :func:`whole` they are of all.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -121,8 +127,10 @@ class Shown(optuna.storages.RDBStorage):
         for study in found:
             count = trials.get(study._study_id, 0)
             if (each := stride(count)) > 1:
+                evenly = stride(count, WEIGHED_TRIALS)
+                weighed = f"importances are of one trial in {evenly}; " if evenly > 1 else ""
                 study.user_attrs["shown"] = (
-                    f"the best of each {each} consecutive trials of {count:,}; "
+                    f"the best of each {each} consecutive trials of {count:,}; {weighed}"
                     f"tuner report {study.study_name} draws all"
                 )
         return found
@@ -147,24 +155,45 @@ class Shown(optuna.storages.RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        """Every trial, as ``optuna.load_study`` asks for them: for the CSV file and the importances."""
+        """The trials as ``optuna.load_study`` asks for them, without their learning curves: for importances, plots and
+        the CSV file. See the class.
+        """
+        trials = records.trials
         with self.engine.connect() as connection:
-            mine = select(records.trials.c.trial_id).where(records.trials.c.study_id == study_id)
+            mine = select(trials.c.trial_id).where(trials.c.study_id == study_id)
+            if not _whole.get():
+                counted = select(sqlalchemy.func.count()).where(trials.c.study_id == study_id)
+                mine = mine.where(
+                    trials.c.number % stride(connection.execute(counted).scalar_one(), WEIGHED_TRIALS) == 0
+                )
             wanted = sqlalchemy.or_(
-                records.trials.c.trial_id > trial_id_greater_than, records.trials.c.trial_id.in_(included_trial_ids)
+                trials.c.trial_id > trial_id_greater_than, trials.c.trial_id.in_(included_trial_ids)
             )
-            ids = connection.execute(mine.where(wanted).order_by(records.trials.c.trial_id)).scalars().all()
-            found = _read(connection, ids, self._distributions)
+            ids = connection.execute(mine.where(wanted).order_by(trials.c.trial_id)).scalars().all()
+            found = _read(connection, ids, self._distributions, curves=False)
         return [found[i] for i in ids if states is None or found[i].state in states]
 
 
-def stride(count: int) -> int:
+_whole: ContextVar[bool] = ContextVar("whole", default=False)
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """Within it, all trials of large studies are read: for those who take them away as a file."""
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
+def stride(count: int, most: int = SHOWN_TRIALS) -> int:
     """How many consecutive trials one stands for: a power of two, so that it seldom changes while a study grows.
 
     >>> stride(2000), stride(2001), stride(20_000)
     (1, 2, 16)
     """
-    return 1 << max(0, math.ceil(math.log2(count / SHOWN_TRIALS))) if count else 1
+    return 1 << max(0, math.ceil(math.log2(count / most))) if count else 1
 
 
 def representatives(
@@ -212,7 +241,11 @@ def _chosen(connection: Connection, study_id: int) -> list[int]:
 
 
 def _read(
-    connection: Connection, trial_ids: Sequence[int], distributions: dict[str, BaseDistribution]
+    connection: Connection,
+    trial_ids: Sequence[int],
+    distributions: dict[str, BaseDistribution],
+    *,
+    curves: bool = True,
 ) -> dict[int, FrozenTrial]:
     """FrozenTrials by id, read in a number of statements that does not depend on how many there are."""
 
@@ -225,11 +258,8 @@ def _read(
         return found
 
     heads, params, values = rows_of(records.trials), rows_of(records.params), rows_of(records.values)
-    steps, user, system = (
-        rows_of(records.intermediate_values),
-        rows_of(records.trial_user_attrs),
-        rows_of(records.trial_system_attrs),
-    )
+    steps = rows_of(records.intermediate_values) if curves else {}
+    user, system = rows_of(records.trial_user_attrs), rows_of(records.trial_system_attrs)
 
     def distribution(text: str) -> BaseDistribution:
         if text not in distributions:
@@ -311,7 +341,8 @@ class Guard:
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Callable[[bytes], object]:
             return start_response(status, _safe_headers(path, headers), *rest)
 
-        return self._application(environ, start)
+        with whole() if path.startswith("/csv/") else nullcontext():
+            return self._application(environ, start)
 
     def _refusal(self, environ: Mapping[str, Any]) -> tuple[str, str, dict[str, str]] | None:
         """Status, reason and headers of the answer to a request that does not pass."""
