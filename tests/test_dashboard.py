@@ -429,6 +429,19 @@ def test_attachments_that_are_not_there_or_find_no_room(tmp_path: Path) -> None:
 # Bad input
 
 
+def test_a_study_that_is_deleted_while_somebody_looks(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    pretend(url, trials=3, max_epochs=1)
+    with served(url) as address:
+        assert answer(f"{address}/api/studies/1")[0] == 200
+        with StudyManager(url) as manager:
+            manager.delete("curves")
+        for path in ("/api/studies/1", "/api/studies/1/param_importances", "/csv/1", "/artifacts/1/abc"):
+            assert answer(address + path)[0] == 404, path
+        assert fetched(f"{address}/api/studies") == {"study_summaries": []}
+        assert answer(f"{address}/dashboard/studies/1")[0] == 200
+
+
 def test_other_addresses_need_a_password() -> None:
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
         check_address(host, None)

@@ -135,6 +135,13 @@ class Shown(optuna.storages.RDBStorage):
                 )
         return found
 
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """None of a study that is gone: whoever still has its page open is told that its files are not there."""
+        try:
+            return super().get_study_system_attrs(study_id)
+        except KeyError:
+            return {}
+
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:

@@ -312,7 +312,7 @@ class _Worker:
     def _settle(self, outcome: CommitOutcome) -> None:
         """Forget what is decided or lost, here and in the checkpoint folder."""
         if outcome.lost:
-            _log.warning("another worker took over trials %s; dropped here", sorted(outcome.lost))
+            _log.warning("trials %s were taken over by another worker, or deleted; dropped here", sorted(outcome.lost))
         for number in outcome.lost | outcome.completed | outcome.pruned | outcome.failed:
             self._paused.pop(number, None)
         self.store.remove(outcome.removed)

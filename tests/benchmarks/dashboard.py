@@ -1,6 +1,6 @@
 """What the dashboard takes to show a large study, in a real browser: until its data are there, and until it is drawn.
 
-    python -m tests.benchmarks.dashboard --trials 1000 20000
+python -m tests.benchmarks.dashboard --trials 1000 20000
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def main() -> int:
         late = [what for what in ("data", "first figure") if found[what] > TARGET_S]
         missed += len(late)
         verdict = f"; above {TARGET_S:g} s: {', '.join(late)}" if late else ""
-        print(f"{trials:,} trials: " + ", ".join(f"{what} {s:.1f} s" for what, s in found.items()) + verdict, flush=True)
+        print(
+            f"{trials:,} trials: " + ", ".join(f"{what} {s:.1f} s" for what, s in found.items()) + verdict, flush=True
+        )
     return 1 if missed else 0
 
 

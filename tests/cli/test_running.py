@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -383,3 +384,21 @@ def test_export_and_predict() -> None:
     assert "no such model folder" in tuner("predict", "none", "rows.csv", code=2).stderr
     Path("m/config.json").write_text("{}")
     assert "config.json changed since the export" in tuner("predict", "m", "rows.csv", code=2).stderr
+
+
+@pytest.mark.parametrize("command", [["run", "tiny.toml", "--workers", "1"], ["worker", "tiny"]])
+def test_a_study_that_is_deleted_while_somebody_works_on_it(command: list[str]) -> None:
+    write_study(TINY.replace("trials = 3", "trials = 400").replace("max_epochs = 4", "max_epochs = 4000"))
+    tuner("create", "tiny.toml")
+
+    def delete() -> None:
+        with StudyManager("sqlite:///tuner.db") as manager:
+            wait_until(lambda: any(worker.lanes for worker in manager.workers("tiny")))
+            manager.delete("tiny")
+
+    with ThreadPoolExecutor(1) as pool:
+        deleted = pool.submit(delete)
+        result = tuner(*command, "--device", "cpu", code=2)
+        deleted.result()
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == "error: study 'tiny' is gone: somebody deleted it"

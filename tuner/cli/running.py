@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from tuner.cli.options import (
 )
 from tuner.cli.progress import Live, Progress, Watch, progress
 from tuner.cli.signals import leave_on_signal, set_at_end_of_input
-from tuner.errors import TunerError
+from tuner.errors import StudyNotFoundError, TunerError
 from tuner.report.layout import count
 
 if TYPE_CHECKING:
@@ -115,9 +116,10 @@ def run(
                 )
             name = spec.study.name
             create_or_resume(manager, spec, root)
-            if news := manager.summary(name).state != "finished":
-                _train(manager, spec, device, workers, storage, artifacts, view)
-            summary = conclude(manager, spec, view, device=device, ensemble=ensemble, news=news)
+            with _still_there(name):
+                if news := manager.summary(name).state != "finished":
+                    _train(manager, spec, device, workers, storage, artifacts, view)
+                summary = conclude(manager, spec, view, device=device, ensemble=ensemble, news=news)
             shown = _written(manager, name, spec.study.shows, folder) if summary.state == "finished" else None
             database = manager.storage
     report(context, summary, database, form, shown)
@@ -237,7 +239,8 @@ def attend(manager: StudyManager, name: str, engine: Engine, view: Progress, *, 
     with Tracking.of(manager, name) as tracking, leave_on_signal(_interrupt) as stop, tracking.following(), engine:
         if leashed:
             set_at_end_of_input(stop)
-        follow(manager, name, engine, stop=stop, show=lambda summary: view.show(watch, summary))
+        with _still_there(name):
+            follow(manager, name, engine, stop=stop, show=lambda summary: view.show(watch, summary))
         if stop.is_set():
             view.say("interrupted: the workers finish their epoch and save; again to leave at once")
     return stop.is_set()
@@ -264,6 +267,15 @@ def _log_rest(manager: StudyManager, name: str, view: Progress, *, wait: bool = 
             tracking.finish(note_text(manager.summary(name).as_dict()), view.say, wait=wait)
     except TunerError as error:
         logging.getLogger(__name__).warning("%s: its trials are not logged: %s", name, error)
+
+
+@contextmanager
+def _still_there(name: str) -> Iterator[None]:
+    """Of a study that was there, say what became of it where it is not any more."""
+    try:
+        yield
+    except StudyNotFoundError:
+        raise StudyNotFoundError(f"study {name!r} is gone: somebody deleted it") from None
 
 
 def _interrupt() -> None:
@@ -350,13 +362,14 @@ def worker(
             from tuner.worker import run_worker
 
             working.set()
-            with nullcontext() if quiet else Watch(manager, name).shown_in(view, stop, "" if at_once else notice):
-                run_worker(manager, name, device=device, stop=stop)
-            state = manager.summary(name).state
-            if state != "running":  # others, who are still at work, will say it
-                write_note(manager, name)
-            if state == "finished" and not leashed:
-                _log_rest(manager, name, view, wait=False)
+            with _still_there(name):
+                with nullcontext() if quiet else Watch(manager, name).shown_in(view, stop, "" if at_once else notice):
+                    run_worker(manager, name, device=device, stop=stop)
+                state = manager.summary(name).state
+                if state != "running":  # others, who are still at work, will say it
+                    write_note(manager, name)
+                if state == "finished" and not leashed:
+                    _log_rest(manager, name, view, wait=False)
         if stop.is_set() and state not in ("finished", "stopped"):
             context.exit(EXIT_INTERRUPTED)
         if not quiet:
