@@ -36,7 +36,18 @@ Sampler = Literal["grid", "random", "tpe", "qmc"]
 Pruner = Literal["none", "successive_halving", "asha", "hyperband"]
 Direction = Literal["minimize", "maximize"]
 # What a study may show of the lecture: each a module of tuner/demonstrations.
-Shown = Literal["double_descent", "implicit_regularization", "weight_decay", "dropout", "swa", "random_labels"]
+Shown = Literal[
+    "law_of_large_numbers",
+    "bias_variance",
+    "rademacher",
+    "complexity",
+    "random_labels",
+    "weight_decay",
+    "dropout",
+    "swa",
+    "double_descent",
+    "implicit_regularization",
+]
 Corruption = Literal["random_labels", "shuffled_pixels", "random_pixels", "gaussian_inputs"]
 Distribution = Literal["gaussian_mixture", "linear_noise", "two_moons"]
 

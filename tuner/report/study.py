@@ -266,8 +266,7 @@ def outcome_text(study: Record, database: str, option: str = "") -> str:
 
 def demonstration_text(shown: Record) -> str:
     """What a demonstration found, and where its figure is."""
-    verdict = "it holds" if shown["holds"] else "it did not appear"
-    lines = {"slide": shown["slide"], shown["name"]: f"{verdict}: {shown['sentence']}"}
+    lines = {"slide": shown["slide"], shown["name"]: ("it holds: " if shown["holds"] else "") + shown["sentence"]}
     return pairs({**lines, "figure": shown["figure"], "numbers": shown["data_file"]}, indent="")
 
 
