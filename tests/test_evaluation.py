@@ -1,5 +1,6 @@
 """The honest estimate: refits from other seeds, one opening of the test set, intervals that cover."""
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from tests.data.studies import study as study_on
 from tuner import evaluation as evaluation_module
 from tuner.data.dataset import load_final_data, load_training_data
 from tuner.data.sealed import open_test
 from tuner.errors import BadInputError, NothingCompletedError
-from tuner.evaluation import evaluate, selection_bound
+from tuner.evaluation import TestScore, evaluate, risk_of, selection_bound
 from tuner.learning.device import DeviceData, resolve_device
 from tuner.learning.ensemble import as_outputs, votes
 from tuner.learning.lanes import Lane, Pack
@@ -360,3 +362,25 @@ def test_refits_that_diverge_are_told_as_such(manager: StudyManager, monkeypatch
     assert (report["test"]["mean"], report["test"]["low"], report["mistakes"]) == (None, None, {})
     assert report["baselines"][0]["test"]["mean"] == pytest.approx(2 / 3)
     assert evaluation_text(report).startswith("test error  - over 3 refits, 3 of which diverged, 95 % interval - to -")
+
+
+def test_the_parts_of_the_risk() -> None:
+    def scored(mean: float) -> TestScore:
+        return TestScore(mean=mean, sd=0.0, low=mean - 0.05, high=mean + 0.05, confidence=0.95, values=(mean,))
+
+    known = risk_of(study_on("synthetic:gaussian_mixture", "mse"), 0.1, scored(0.3))
+    assert known is not None
+    assert known.irreducible == pytest.approx(0.1956, abs=1e-4)
+    assert known.training + known.gap == pytest.approx(known.risk) == 0.3
+    assert known.approximation_high == pytest.approx(0.35 - known.irreducible)
+    classes = risk_of(study_on("synthetic:two_moons"), 0.0, scored(0.1))
+    assert classes is not None
+    assert classes.irreducible == pytest.approx(0.0289, abs=1e-4)
+    unknown = risk_of(study_on("sklearn:digits"), 0.0, scored(0.1))
+    assert unknown is not None
+    assert unknown.irreducible is None
+    assert risk_of(study_on("sklearn:digits", "f1"), 0.0, scored(0.1)) is None, "no mean of losses"
+    assert risk_of(study_on("sklearn:digits"), math.nan, scored(0.1)) is None, "a refit diverged"
+    corrupted = risk_of(study_on("synthetic:two_moons", corrupt="random_pixels"), 0.0, scored(0.1))
+    assert corrupted is not None
+    assert corrupted.irreducible is None, "nobody knows the truth of corrupted data"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tuner.data.dataset import TrainingData, View, load_training_data
 from tuner.data.sealed import open_test
+from tuner.data.synthetic import known_truth
 from tuner.errors import BadInputError
 from tuner.learning.baselines import Baseline, Outputs, Y, fit_baselines
 from tuner.learning.device import resolve_device
@@ -31,6 +32,7 @@ from tuner.learning.trainer import single_thread
 from tuner.manager import StudyManager
 from tuner.refits import FinalRows, Member, Refits, Selection, candidates, refit, select_ensemble, winner
 from tuner.spec import METRICS, Metric, StudySpec
+from tuner.theory.risk import RISKS, Decomposition, decompose
 from tuner.trial import Scaling, TrialConfig, Value
 from tuner.worker import check_digests
 
@@ -114,7 +116,8 @@ class Evaluation:
     """What ``tuner evaluate`` reports. ``validation`` is the winner's own score: optimistic, since it was picked by it.
 
     gap_test_validation, gap_test_train: test mean minus that; positive means worse on test for a minimised metric.
-    selection_bound: see :func:`selection_bound`; None for a metric that is no mean of numbers in [0, 1].
+    risk: what the test score is made of, see :class:`tuner.theory.risk.Decomposition`; None for a metric that is no
+    risk. selection_bound: see :func:`selection_bound`; None for a metric that is no mean of numbers in [0, 1].
     mistakes: of the refits on the test rows, see :mod:`tuner.learning.mistakes`.
     baselines: fitted on the same rows. test_rows: how many there are. seconds: what all of this took.
     """
@@ -126,6 +129,7 @@ class Evaluation:
     validation: float
     test: TestScore
     train_mean: float
+    risk: Decomposition | None
     selection_bound: float | None
     test_rows: int
     mistakes: Mapping[str, Any]
@@ -145,6 +149,7 @@ class Evaluation:
             "train": {"mean": self.train_mean},
             "gap_test_validation": self.test.mean - self.validation,
             "gap_test_train": self.test.mean - self.train_mean,
+            "risk": None if self.risk is None else asdict(self.risk),
             "selection_bound": self.selection_bound,
             "test_rows": self.test_rows,
             "mistakes": dict(self.mistakes),
@@ -239,6 +244,7 @@ class Fits:
             )
         fitted = self.winner.outputs(self.rows.train)
         train = score(metric, fitted, torch.from_numpy(self._view.train.y).to(device), self._view.target_sd)
+        train_mean = float(train.mean())
         return Evaluation(
             trial=member.trial,
             params=dict(member.params),
@@ -246,7 +252,8 @@ class Fits:
             seeds=self.winner.seeds,
             validation=member.value,
             test=own[0],
-            train_mean=float(train.mean()),
+            train_mean=train_mean,
+            risk=risk_of(spec, train_mean, own[0]),
             selection_bound=selection_bound(
                 spec, member.config, validation_rows=self.rows.finals[scaling].validation_rows
             ),
@@ -342,6 +349,18 @@ def _baselines(spec: StudySpec, data: TrainingData, rows: FinalRows, scaling: Sc
         refit_on=(final.train.x, final.train.y) if spec.fit_on == "train+val" else None,
         seed=spec.study.seed,
     )
+
+
+def risk_of(spec: StudySpec, training: float, test: TestScore) -> Decomposition | None:
+    """The parts of the winner's expected risk; None for a metric that is not a mean of losses, or is not known."""
+    if spec.study.metric not in RISKS or not all(map(math.isfinite, (training, test.mean, test.low, test.high))):
+        return None
+    truth, irreducible = known_truth(spec.data), None
+    if truth is not None and spec.study.metric == "mse":
+        irreducible = truth.irreducible
+    elif truth is not None and spec.study.metric == "error":
+        irreducible = truth.bayes_error
+    return decompose(training, test.mean, test.low, test.high, irreducible=irreducible)
 
 
 def selection_bound(spec: StudySpec, config: TrialConfig, *, validation_rows: int) -> float | None:

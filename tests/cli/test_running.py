@@ -112,7 +112,7 @@ def test_results_follow_the_contract() -> None:
     assert (trials[0]["state"], trials[0]["epochs"], trials[0]["attempt"]) == ("complete", 4, 1)
     assert list(evaluation) == [
         "trial", "params", "metric", "seeds", "validation", "test", "train", "gap_test_validation", "gap_test_train",
-        "selection_bound", "test_rows", "mistakes", "baselines", "ensemble", "seconds", "peeks",
+        "risk", "selection_bound", "test_rows", "mistakes", "baselines", "ensemble", "seconds", "peeks",
     ]  # fmt: skip
     assert list(evaluation["test"]) == ["mean", "sd", "low", "high", "confidence", "values"]
     assert evaluation["params"] == best["params"]

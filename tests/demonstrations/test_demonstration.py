@@ -32,7 +32,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_demonstration_is_an_exhibit(name: Shown) -> None:
     found = exhibit(name)
     assert found.TITLE
-    assert f"{found.SLIDE}" in (importlib.import_module(f"tuner.demonstrations.{name}").SLIDE,)
+    assert found.SLIDE
     assert all(callable(part) for part in (found.measure, found.claim, found.draw))
 
 

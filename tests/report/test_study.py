@@ -34,6 +34,19 @@ EVALUATION: dict[str, Any] = {
 }
 
 
+def test_the_parts_of_the_risk_are_told() -> None:
+    risk = {
+        "training": 40.0, "risk": 55.0, "gap": 15.0, "gap_low": 10.5, "gap_high": 20.0, "irreducible": None,
+        "best_low": 40.0, "best_high": 60.0, "approximation_low": None, "approximation_high": None,
+    }  # fmt: skip
+    told = evaluation_text({**EVALUATION, "risk": risk})
+    assert "55 = training 40 + generalization gap +15 (+10.5 to +20)" in told
+    assert "the best network of this kind lies between 40 and 60, irreducible error included" in told
+    known = {**risk, "irreducible": 30.0, "approximation_low": 10.0, "approximation_high": 30.0}
+    assert "error between 10 and 30, above an irreducible error of 30" in evaluation_text({**EVALUATION, "risk": known})
+    assert "generalization gap" not in evaluation_text({**EVALUATION, "risk": None})
+
+
 def test_unfinished_study() -> None:
     assert study_text(STUDY) == (
         "s: interrupted, tpe sampler, none pruner\n"

@@ -125,6 +125,7 @@ def evaluation_text(evaluation: Record) -> str:
         **_ensemble(evaluation),
         "winner": f"trial {evaluation['trial']}, validation {metric} {number(evaluation['validation'])}",
         "gaps": _gaps(evaluation),
+        **risk_lines(evaluation),
     }
     if evaluation["selection_bound"] is not None:
         lines["selection"] = f"the best validation score may be off by {number(evaluation['selection_bound'])}"
@@ -280,6 +281,7 @@ def scores(study: Record) -> dict[str, str]:
         lines[f"test {metric}"] = _test(evaluation)
         lines |= _ensemble(evaluation)
         lines["gaps"] = _gaps(evaluation)
+        lines |= risk_lines(evaluation)
         lines |= _baselines(evaluation)
     return lines
 
@@ -313,6 +315,25 @@ def _test(evaluation: Record) -> str:
 def _gaps(evaluation: Record) -> str:
     validation, train = evaluation["gap_test_validation"], evaluation["gap_test_train"]
     return f"test - validation {_signed(validation)}, test - train {_signed(train)}"
+
+
+def risk_lines(evaluation: Record) -> dict[str, str]:
+    """What the test risk is made of: training risk plus generalization gap, and how good the class could be."""
+    risk = evaluation.get("risk")
+    if not risk:
+        return {}
+    gap = f"{_signed(risk['gap'])} ({_signed(risk['gap_low'])} to {_signed(risk['gap_high'])})"
+    lines = {"risk": f"{number(risk['risk'])} = training {number(risk['training'])} + generalization gap {gap}"}
+    best = (
+        f"the best network of this kind lies between {number(risk['best_low'])} and {number(risk['best_high'])}, "
+        "irreducible error included"
+    )
+    if risk["irreducible"] is not None:
+        best = (
+            f"error between {number(risk['approximation_low'])} and {number(risk['approximation_high'])}, above an "
+            f"irreducible error of {number(risk['irreducible'])}"
+        )
+    return {**lines, "approximation": best}
 
 
 def _signed(value: float | None) -> str:
