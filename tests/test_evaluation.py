@@ -15,7 +15,7 @@ from tuner import evaluation as evaluation_module
 from tuner.data.dataset import load_final_data, load_training_data
 from tuner.data.sealed import open_test
 from tuner.errors import BadInputError, NothingCompletedError
-from tuner.evaluation import TestScore, evaluate, risk_of, selection_bound
+from tuner.evaluation import evaluate, risk_of, selection_bound
 from tuner.learning.device import DeviceData, resolve_device
 from tuner.learning.ensemble import as_outputs, votes
 from tuner.learning.lanes import Lane, Pack
@@ -365,8 +365,10 @@ def test_refits_that_diverge_are_told_as_such(manager: StudyManager, monkeypatch
 
 
 def test_the_parts_of_the_risk() -> None:
-    def scored(mean: float) -> TestScore:
-        return TestScore(mean=mean, sd=0.0, low=mean - 0.05, high=mean + 0.05, confidence=0.95, values=(mean,))
+    def scored(mean: float) -> evaluation_module.TestScore:
+        return evaluation_module.TestScore(
+            mean=mean, sd=0.0, low=mean - 0.05, high=mean + 0.05, confidence=0.95, values=(mean,)
+        )
 
     known = risk_of(study_on("synthetic:gaussian_mixture", "mse"), 0.1, scored(0.3))
     assert known is not None

@@ -9,6 +9,15 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
+def whole_sentence(text: str) -> str:
+    """With a capital letter and a full stop.
+
+    >>> whole_sentence("the network learns")
+    'The network learns.'
+    """
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "!", "?")) else ".")
+
+
 def minutes(n: float) -> str:
     """
     >>> minutes(10.0), minutes(1.0), minutes(0.5)

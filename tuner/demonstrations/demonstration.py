@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast
 
 from tuner import strict_json
@@ -16,6 +16,7 @@ from tuner.learning.trainer import single_thread
 from tuner.manager import StudyManager
 from tuner.refits import candidates
 from tuner.spec import Shown
+from tuner.words import whole_sentence
 
 Data = dict[str, Any]  # what was measured: JSON
 
@@ -77,7 +78,8 @@ class Demonstration:
         return asdict(self)
 
     def figure(self) -> Figure:
-        return exhibit(self.name).draw(self.data)
+        """Drawn from its data, with its sentence below."""
+        return replace(exhibit(self.name).draw(self.data), told=whole_sentence(self.sentence))
 
 
 def exhibit(name: Shown) -> Exhibit:

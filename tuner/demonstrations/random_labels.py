@@ -133,9 +133,10 @@ def draw(data: Mapping[str, Any]) -> Figure:
     titles = ["training loss", "training error", "error at the end"]
     drawing = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.07)
     for version, colour in zip(data["versions"], COLOURS, strict=False):
+        dash = "dash" if version["version"] == "shuffled pixels" else "solid"  # it lies on the true labels' line
         for column, key in ((1, "train_loss"), (2, "train_error")):
             drawing.add_scatter(
-                x=data["epochs"], y=version[key], mode="lines", line={"color": colour, "width": 2},
+                x=data["epochs"], y=version[key], mode="lines", line={"color": colour, "width": 2, "dash": dash},
                 name=version["version"], legendgroup=version["version"], showlegend=column == 1, row=1, col=column,
             )  # fmt: skip
     shares = [row["fraction"] for row in data["fractions"]]

@@ -20,7 +20,7 @@ from tuner.drawing import Figure
 from tuner.errors import BadInputError
 from tuner.report.diagnosis import caution, fit_lines, head, question_lines
 from tuner.report.figures import figures
-from tuner.report.layout import count, duration, number, opened
+from tuner.report.layout import count, duration, number
 from tuner.report.study import scores, told, work_done
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def report_html(analysis: Mapping[str, Any], drawn: Sequence[Figure] | None = No
 def exhibit_html(shown: Demonstration, data_file: str) -> str:
     """A demonstration's page: its claim and its figure, in one file that needs nothing else."""
     figure = shown.figure()
-    return _page(
-        "exhibit.html.jinja", [figure], shown=shown, sentence=opened(shown.sentence), figure=figure, data_file=data_file
-    )
+    return _page("exhibit.html.jinja", [figure], shown=shown, figure=figure, data_file=data_file)
 
 
 def write_exhibit(shown: Demonstration, folder: Path) -> tuple[Path, Path]:

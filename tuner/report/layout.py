@@ -35,15 +35,6 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
-def opened(sentence: str) -> str:
-    """With a capital letter and a full stop.
-
-    >>> opened("the network learns")
-    'The network learns.'
-    """
-    return f"{sentence[:1].upper()}{sentence[1:]}" + ("" if sentence.endswith((".", "!", "?")) else ".")
-
-
 def bytes_text(size: int) -> str:
     """
     >>> bytes_text(700), bytes_text(34_567), bytes_text(2_500_000)
