@@ -24,7 +24,7 @@ def lab_of(name: str, **changes: Any) -> Lab:
 
 
 def small_lab(name: str, changes: Mapping[str, Mapping[str, Any]]) -> Lab:
-    """The lab of ``studies/lecture/NAME.toml`` with other keys by section, the first point of its space as the winner."""
+    """The lab of ``studies/lecture/NAME.toml`` with other keys by section; the first point of its space has won."""
     content = tomllib.loads((STUDIES / "lecture" / f"{name}.toml").read_text())
     spec = parse_spec({**content, **{section: {**content[section], **keys} for section, keys in changes.items()}})
     config = spec.trial_config(spec.search_space.from_unit([0.0] * len(spec.search_space.searched)))
