@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import update
 
 from tuner import worker as worker_module
-from tuner.errors import DataError, StorageError, StudyNotFoundError
+from tuner.errors import DataError, DeviceLostError, StorageError, StudyNotFoundError
 from tuner.learning.trainer import PackTrainer
 from tuner.manager import StudyManager, TrialRow
 from tuner.plan import create_study
@@ -175,6 +175,23 @@ def test_only_the_trial_that_cannot_be_trained_fails(
     assert results(manager)[:3] + results(manager)[4:] == expected[:3] + expected[4:]
     assert (trials[3].state, trials[3].attempt) == ("failed", 3)
     assert {trial.attempt for trial in trials if trial.number != 3} == {1}
+
+
+def test_a_device_that_is_lost_ends_the_worker_and_not_the_study(
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: PackTrainer) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackTrainer, "run_epoch", broken)
+        patch.setattr(worker_module, "computes", lambda _: False)
+        with pytest.raises(DeviceLostError, match=r"cpu does not compute any more \(RuntimeError: an illegal memory"):
+            run(manager, study())
+    trials = manager.trials("tiny")
+    assert {trial.state for trial in trials} == {"waiting"}
+    assert max(trial.attempt for trial in trials) == 2, "a trial that breaks every device is not tried for ever"
+    assert {trial.state for trial in run(manager, study())} == {"complete", "pruned"}
 
 
 def test_a_full_disk_is_not_the_fault_of_the_trials(manager: StudyManager, monkeypatch: pytest.MonkeyPatch) -> None:

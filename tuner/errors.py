@@ -66,3 +66,7 @@ class EngineError(TunerError):
 
 class DeviceError(BadInputError):
     """The device asked for does not exist on this machine, or cannot do what was asked."""
+
+
+class DeviceLostError(TunerError):
+    """A device does not compute any more; only a new process can use it again, if any."""

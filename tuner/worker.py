@@ -18,8 +18,8 @@ from pathlib import Path
 
 import tuner
 from tuner.data.dataset import TrainingData, load_training_data
-from tuner.errors import DataError, StorageError, StudyNotFoundError, TunerError
-from tuner.learning.device import DeviceData, resolve_device
+from tuner.errors import DataError, DeviceLostError, StorageError, StudyNotFoundError, TunerError
+from tuner.learning.device import DeviceData, computes, resolve_device
 from tuner.learning.lanes import Lane
 from tuner.learning.memory import is_out_of_memory, memory_budget
 from tuner.learning.packing import bytes_of, halved, plan_packs
@@ -47,7 +47,8 @@ def run_worker(manager: StudyManager, name: str, *, device: str = "auto", stop: 
     """Work on a study until it is finished or stopped, or until ``stop`` is set.
 
     Setting ``stop`` lets the current epoch end, then saves the lanes and gives them back. Raises StudyNotFoundError,
-    DataError when this machine's data are not the study's, DeviceError, StorageError when the database stays away.
+    DataError when this machine's data are not the study's, DeviceError, DeviceLostError when the device fails
+    during the work, StorageError when the database stays away.
     """
     # Both before the data, which may take a while: a study that takes the name meanwhile is another one.
     ledger, store = manager.ledger(name), manager.checkpoints(name)
@@ -185,6 +186,12 @@ class _Worker:
                 raise
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                if not computes(self.data.device):  # nothing else could be trained here: one attempt, and no more
+                    self._fail(held, reason)
+                    raise DeviceLostError(
+                        f"device {self.data.device} does not compute any more ({reason}); start this worker again, and "
+                        "if that does not help look at the machine"
+                    ) from error
                 if len(pack) > 1:  # only who fails alone fails: one trial's error is not its neighbours'
                     if is_out_of_memory(error):
                         self.budget = min(self.budget, bytes_of(pack, self.data) // 2)

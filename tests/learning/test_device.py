@@ -6,7 +6,7 @@ import torch
 
 from tuner.data.dataset import Rows, View
 from tuner.errors import DataError, DeviceError
-from tuner.learning.device import DeviceData, resolve_device, tensors
+from tuner.learning.device import DeviceData, computes, resolve_device, tensors
 
 
 def test_auto_is_a_device_of_this_machine() -> None:
@@ -65,3 +65,14 @@ def test_rows_become_tensors() -> None:
     assert (features.dtype, classes.dtype) == (torch.float64, torch.int64)
     _, target = tensors([Rows(x=x, y=np.ones(3, dtype=np.float32))], torch.device("cpu"), torch.float64)
     assert target.dtype == torch.float64
+
+
+def test_a_device_computes_unless_a_call_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert computes(torch.device("cpu"))
+    for error, expected in ((torch.AcceleratorError("fault"), False), (torch.OutOfMemoryError("full"), True)):
+
+        def fail(*_: object, error: RuntimeError = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(torch, "ones", fail)
+        assert computes(torch.device("cpu")) is expected

@@ -47,6 +47,18 @@ def check_precision(device: torch.device, precision: Precision) -> None:
     )
 
 
+def computes(device: torch.device) -> bool:
+    """Whether a device still computes. After a fault of a kernel or of the card itself every call of the process fails
+    there, whatever it is about.
+    """
+    try:
+        return int(torch.ones(2, device=device).sum()) == 2
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError:
+        return False
+
+
 def _named(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
