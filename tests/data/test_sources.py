@@ -224,6 +224,12 @@ def test_sklearn_brings_its_own_target(tmp_path: Path) -> None:
     assert "leave data.target out" in refusal(tmp_path, "sklearn:digits", target="digit")
 
 
+def test_blanks_around_a_label_make_no_other_class(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,y\n1,yes \n2, no\n3,yes\n4,no\n")
+    table = load(tmp_path, "x.csv")
+    assert (table.classes, table.target.tolist()) == (("no", "yes"), [1, 0, 1, 0])
+
+
 def test_sklearn_quantity_is_not_a_class(tmp_path: Path) -> None:
     assert "use a regression metric: rmse, mse, mae" in refusal(tmp_path, "sklearn:diabetes", target=None)
 

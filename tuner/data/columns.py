@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from tuner.errors import DataError
+from tuner.words import count
 
 Kind = Literal["numeric", "boolean", "category", "date"]
 
@@ -100,9 +101,10 @@ class Schema:
                 note(_AN_IDENTIFIER, name)
             columns.append(Column(name=name, kind=kind, recurring=name == time, values=as_read))
         if not columns:
+            trained = count(frame.height if rows is None else len(rows), "train row")
             raise DataError(
-                f"no feature column is left: {'; '.join(_lines(found)) or 'there is none'}; a table needs at least one "
-                f"column that differs from row to row"
+                f"no feature column is left on {trained}: {'; '.join(_lines(found)) or 'there is none'}; a table needs "
+                "at least one column that differs from row to row"
             )
         return cls(columns=tuple(columns), notes=tuple(_lines(found)), identifiers=tuple(found.get(_AN_IDENTIFIER, ())))
 

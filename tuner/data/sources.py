@@ -412,7 +412,7 @@ def _encode(
     if column.dtype.is_float():
         column = column.fill_nan(None)
     if column.dtype == pl.String:
-        column = column.set(_stripped(column).is_null(), None)
+        column = _stripped(column)
     if missing := column.null_count():
         row = int(np.argmax(column.is_null().to_numpy())) + 1
         raise DataError(
