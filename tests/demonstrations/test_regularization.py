@@ -75,7 +75,7 @@ def test_dropout_is_an_ensemble(dropped: Data) -> None:
         assert run["scaled_error"] < without["scaled_error"] - 0.01
         assert without["thinned_error"] > run["thinned_error"] + 0.05, "it never had to do without a unit"
         # The scaled network is the geometric mean but for the depth; the arithmetic mean is flatter.
-        assert run["scaled_to_geometric"] < run["to_ensemble"]["scaled"] < run["to_ensemble"]["thinned"]
+        assert run["geometric_distance"][-1] < run["to_ensemble"]["scaled"] < run["to_ensemble"]["thinned"]
         assert run["distance"][0] > run["distance"][1] > run["distance"][2]
     assert json.loads(json.dumps(dropped)) == dropped
     assert len(dropout.draw(dropped).drawing.data) == 7

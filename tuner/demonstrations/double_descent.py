@@ -8,6 +8,7 @@ until they fit what they can, from several draws of the label noise and of the w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -133,8 +134,10 @@ def draw(data: Mapping[str, Any]) -> Figure:
         x=x, y=[float(np.mean(point["held_out_loss"])) for point in points], mode="lines+markers",
         name="held-out square loss", line={"color": GREEN, "dash": "dot"}, visible="legendonly",
     )  # fmt: skip
-    drawing.add_vline(
-        x=data["threshold"], line={"color": GREY, "dash": "dash"}, annotation_text="n·C", annotation_position="top"
+    drawing.add_vline(x=data["threshold"], line={"color": GREY, "dash": "dash"})
+    # On a logarithmic axis an annotation is placed by the exponent.
+    drawing.add_annotation(
+        x=math.log10(data["threshold"]), y=1, yref="paper", text="n·C", showarrow=False, xanchor="left", xshift=4
     )
     drawing.update_xaxes(title="parameters", type="log", dtick=1)
     drawing.update_yaxes(title="error", rangemode="tozero")

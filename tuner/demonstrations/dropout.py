@@ -57,7 +57,8 @@ def measure(lab: Lab) -> Data:
 
 
 def _measured(lab: Lab, run: Run, p: float) -> dict[str, Any]:
-    """Errors; distance: of ensembles of each size from the scaled network; to_ensemble: of others from the largest.
+    """Errors; distance: of ensembles of each size from the scaled network, geometric_distance: of those that average
+    log-probabilities; to_ensemble: of others from the largest.
 
     Distances are mean total variations between class probabilities.
     """
@@ -74,12 +75,12 @@ def _measured(lab: Lab, run: Run, p: float) -> dict[str, Any]:
         "thinned_error": float(np.mean([_error(answer, y) for answer in answers])),
         "ensemble_error": [_error(ensemble, y) for ensemble in ensembles],
         "distance": [_distance(ensemble, reference) for ensemble in ensembles],
+        "geometric_distance": [_distance(geometric_mean(answers[:size]), reference) for size in SIZES],
         "to_ensemble": {
             "scaled": _distance(reference, ensembles[-1]),
             "thinned": float(np.mean([_distance(torch.softmax(answer, -1), ensembles[-1]) for answer in answers])),
             "geometric": _distance(geometric_mean(answers), ensembles[-1]),
         },
-        "scaled_to_geometric": _distance(reference, geometric_mean(answers)),
     }
 
 
@@ -102,7 +103,7 @@ def claim(data: Mapping[str, Any]) -> Claim:
     scaled_ = np.array([run["scaled_error"] for run in own])
     without = np.array([run["scaled_error"] for run in other])
     far, near = (np.array([run["to_ensemble"][key] for run in own]) for key in ("thinned", "scaled"))
-    geometric = np.array([run["scaled_to_geometric"] for run in own])
+    geometric = np.array([run["geometric_distance"][-1] for run in own])
     spoiled = float(np.mean([run["thinned_error"] for run in other]))
     numbers = (
         f"held out, one thinned network errs on {percent(single)}, an ensemble of {largest} of them on "
@@ -151,12 +152,13 @@ def draw(data: Mapping[str, Any]) -> Figure:
             x=[x[0], x[-1]], y=[level, level], mode="lines", name=f"scaled network, {name}",
             line={"color": colour, "dash": "dash"}, row=1, col=1,
         )  # fmt: skip
-    first = float(np.mean([run["distance"][0] for run in data["networks"][0]["runs"]]))
+    geometric = np.mean([run["geometric_distance"] for run in data["networks"][0]["runs"]], axis=0).tolist()
     drawing.add_scatter(
-        x=x, y=[first / math.sqrt(size) for size in x], mode="lines", name="1/√size", row=1, col=2,
-        line={"color": ORANGE, "dash": "dot"},
+        x=x, y=geometric, mode="lines+markers", name="geometric mean, trained with dropout", row=1, col=2,
+        line={"color": ORANGE},
     )  # fmt: skip
     drawing.update_xaxes(title="thinned networks", type="log", tickvals=x, ticktext=[str(size) for size in x])
     drawing.update_yaxes(rangemode="tozero", row=1, col=1)
-    drawing.update_yaxes(type="log", dtick=1, row=1, col=2)
+    shown = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
+    drawing.update_yaxes(type="log", tickvals=shown, ticktext=[f"{tick:g}" for tick in shown], row=1, col=2)
     return styled("dropout", TITLE, claim(data).sentence, drawing, height=440, min_width=640)

@@ -183,5 +183,6 @@ def draw(data: Mapping[str, Any]) -> Figure:
         )  # fmt: skip
     drawing.update_xaxes(title="epoch", row=1, col=1)
     drawing.update_yaxes(rangemode="tozero", row=1, col=1)
-    drawing.update_yaxes(type="log", dtick=1, row=1, col=2)
+    shown = [0.1, 0.2, 0.5, 1, 2, 5, 10]
+    drawing.update_yaxes(type="log", tickvals=shown, ticktext=[f"{tick:g}" for tick in shown], row=1, col=2)
     return styled("swa", TITLE, claim(data).sentence, drawing, height=440, min_width=860)
