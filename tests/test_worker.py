@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from tuner import worker as worker_module
 from tuner.errors import DataError, DeviceLostError, StorageError, StudyNotFoundError
+from tuner.learning.progress import EpochInterruptedError
 from tuner.learning.trainer import PackTrainer
 from tuner.manager import StudyManager, TrialRow
 from tuner.plan import create_study
@@ -89,6 +90,41 @@ def test_stopping_after_each_epoch_and_going_on_changes_nothing(
         assert stops < 60
     assert stops > 4
     assert results(manager) == undisturbed
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "too dear to keep"])
+def test_an_epoch_that_is_too_long_to_wait_for_is_given_up(
+    manager: StudyManager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: bool
+) -> None:
+    """The lanes go on from before that epoch, or from the last checkpoint; what they come to is the same."""
+    spec = study(search={"pruner": "none"})
+    with StudyManager(f"sqlite:///{tmp_path}/quiet.db") as quiet:
+        run(quiet, spec)
+        expected = results(quiet)
+    monkeypatch.setattr(worker_module, "HURRY_S", 0.0)
+    monkeypatch.setattr(worker_module, "SAVE_COST", 0.0 if kept else 1e12)
+    monkeypatch.setattr(worker_module, "SAVE_S", 1e12)
+    original, begun, given_up, stop = PackTrainer.run_epoch, 0, 0, threading.Event()
+
+    def interrupted(self: PackTrainer) -> Any:
+        nonlocal begun, given_up
+        begun += 1
+        if begun == 4:
+            stop.set()
+        try:
+            return original(self)
+        except EpochInterruptedError:
+            given_up += 1
+            raise
+
+    monkeypatch.setattr(PackTrainer, "run_epoch", interrupted)
+    run(manager, spec, stop)
+    assert given_up == 1
+    assert manager.summary("tiny").trials["running"] == 0, "a worker that leaves holds nothing"
+    slots = manager._database.read(lambda c: c.execute(select(schema.slots.c.epochs, schema.slots.c.state)).all())
+    assert {row.epochs for row in slots if row.state == "waiting"} == ({3} if kept else {0})
+    run(manager, spec)
+    assert results(manager) == expected
 
 
 def test_folds_that_stop_and_go_on_from_checkpoints_end_the_same(

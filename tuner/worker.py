@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tuner
@@ -23,6 +23,7 @@ from tuner.learning.device import DeviceData, computes, resolve_device
 from tuner.learning.lanes import Lane
 from tuner.learning.memory import is_out_of_memory, memory_budget
 from tuner.learning.packing import bytes_of, halved, plan_packs
+from tuner.learning.progress import EpochInterruptedError
 from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneState, LaneTask, PackTrainer, single_thread
 from tuner.manager import StudyManager
@@ -34,7 +35,9 @@ from tuner.words import count
 LEASE_S = 30.0  # a worker that is silent for so long loses its slots
 HEARTBEAT_S = 5.0
 RECORD_S = 2.0  # between two writes of learning curves
-SAVE_S = 60.0  # between two checkpoints of a pack that trains for long
+SAVE_S = 5.0  # between two checkpoints of a pack that trains for long, or SAVE_COST times as long as one takes
+SAVE_COST = 50.0  # what is done to lose less after an interruption takes 2 % of the time at most
+HURRY_S = 2.0  # seconds that an epoch gets to end in once the worker is told to leave: 30 later the machine is gone
 ORPHAN_S = 3600.0  # age of a checkpoint file that nobody commits any more; a database is waited for two minutes
 POLL_S = 0.25  # between two looks for work when there is none
 _REMEMBERED = 512  # paused lanes kept in memory, the latest of them
@@ -110,6 +113,7 @@ class _Worker:
         self._lanes = 0
         self._epochs_per_s = 0.0
         self._deadline = math.inf  # by time.monotonic: when the study's time budget is over
+        self._hurry = math.inf  # by time.monotonic: when an epoch is given up, once the worker is told to leave
         self._gone = threading.Event()  # set when the work is over, for the heartbeat's thread
 
     def run(self) -> None:
@@ -139,6 +143,13 @@ class _Worker:
     def _leaving(self) -> bool:
         """Whether to stop at the end of this epoch: somebody asked for it, or the study's time budget is over."""
         return self.stop.is_set() or time.monotonic() >= self._deadline
+
+    def _interrupted(self) -> bool:
+        """Whether to give up the epoch that is being trained: it is too long to wait for."""
+        if not self.stop.is_set():
+            return False
+        self._hurry = min(self._hurry, time.monotonic() + HURRY_S)
+        return time.monotonic() >= self._hurry
 
     def _beat(self) -> None:
         """Keep the leases alive while the main thread trains; notice when the study is stopped or deleted."""
@@ -227,14 +238,25 @@ class _Worker:
         return states
 
     def _train_pack(self, claims: Sequence[Claim], tasks: Sequence[LaneTask]) -> None:
-        trainer = PackTrainer(tasks, self.data, self.spec.study.metric)
+        trainer = PackTrainer(tasks, self.data, self.spec.study.metric, interrupted=self._interrupted)
         held = {claim.number: claim for claim in claims}
         began = recorded = saved = time.monotonic()
         rows: list[EpochRow] = []
         trained = 0
+        epoch_s = save_s = keep_s = 0.0  # what the last of each took
+        kept: dict[int, LaneState] = {}  # from before an epoch that may have to be given up
+        interrupted = False
         while trainer.running and held and not (self._leaving() if trained else self.stop.is_set()):
             self._lanes = len(trainer.running)
-            results = trainer.run_epoch()
+            before, kept = time.monotonic(), {}
+            if epoch_s > max(HURRY_S, SAVE_COST * keep_s):
+                kept = {number: trainer.state(number) for number in trainer.running}
+                before, keep_s = time.monotonic(), time.monotonic() - before
+            try:
+                results = trainer.run_epoch()
+            except EpochInterruptedError:
+                interrupted = True
+                break
             trained += len(results)
             rows += [
                 EpochRow(
@@ -249,11 +271,13 @@ class _Worker:
                 if number in held and result.epoch > held[number].epochs
             ]
             now = time.monotonic()
+            epoch_s = now - before
             self._epochs_per_s = trained / (now - began)
             lost: frozenset[int] = frozenset()
-            if trainer.running and now - saved > SAVE_S:
+            if trainer.running and now - saved > max(SAVE_S, SAVE_COST * save_s):
                 lost = self._save(trainer, held, rows)
-                rows, recorded, saved = [], now, now
+                rows, recorded, saved = [], now, time.monotonic()
+                save_s = saved - now
             elif trainer.running and now - recorded > RECORD_S:
                 lost = self.ledger.record(self.id, rows)
                 rows, recorded = [], now
@@ -262,12 +286,15 @@ class _Worker:
         open_ = [number for number in held if number in trainer.running]
         self._commit(trainer, [held[n] for n in over], [r for r in rows if r.number in over], time.monotonic() - began)
         if open_:
+            # Of an epoch that was given up there is what it began from, or nothing that is later than the last save.
+            states = kept if interrupted else {number: trainer.state(number) for number in open_}
+            states = {number: states[number] for number in open_ if number in states}
             in_time = time.monotonic() < self._deadline  # else nobody goes on with them
             outcome = self.ledger.release(
                 self.id,
                 [(n, held[n].token, trainer.progress[n].epoch) for n in open_],
                 [row for row in rows if row.number in open_],
-                self._checkpoint(trainer, open_) if in_time else None,
+                self._checkpoint(states) if in_time else None,
             )
             self._settle(outcome)
         self._lanes = 0
@@ -296,9 +323,10 @@ class _Worker:
             )
         undecided = [c.number for c in claims if c.target_epochs < self.spec.training.max_epochs]
         may_go_on = [number for number in undecided if not trainer.progress[number].diverged]
-        checkpoint = self._checkpoint(trainer, may_go_on)
+        states = {number: trainer.state(number) for number in may_go_on}
+        checkpoint = self._checkpoint(states)
         outcome = self.ledger.commit(self.id, results, rows, checkpoint)
-        self._paused |= {number: trainer.state(number) for number in may_go_on}
+        self._paused |= states
         for number in list(self._paused)[: max(len(self._paused) - _REMEMBERED, 0)]:
             del self._paused[number]
         self._settle(outcome)
@@ -311,10 +339,10 @@ class _Worker:
         self._settle(outcome)
         return outcome.lost
 
-    def _checkpoint(self, trainer: PackTrainer, numbers: Sequence[int]) -> Checkpoint | None:
-        if not numbers:
+    def _checkpoint(self, states: Mapping[int, LaneState]) -> Checkpoint | None:
+        if not states:
             return None
-        return self.store.write({number: trainer.state(number).as_arrays() for number in numbers})
+        return self.store.write({number: state.as_arrays() for number, state in states.items()})
 
     def _settle(self, outcome: CommitOutcome) -> None:
         """Forget what is decided or lost, here and in the checkpoint folder."""

@@ -206,22 +206,35 @@ class TestClaims:
         epochs = select(schema.curves.c.epoch).where(schema.curves.c.number == after[0].number)
         assert manager._database.read(lambda c: c.execute(epochs).scalars().all()) == [1]
 
-    def test_attempts_are_bounded(self, url: str, manager: StudyManager) -> None:
+    @pytest.mark.parametrize(("seen", "bound"), [(True, 3), (False, 10)], ids=["dead", "silent"])
+    def test_attempts_are_bounded(self, url: str, manager: StudyManager, seen: bool, bound: int) -> None:
+        """A trial may kill its worker, which its launcher sees; machines are taken away, and nobody sees anything."""
         spec = make_spec(9)
         ledger = create(manager, spec)
-        worker = ledger.register("node", 7, "cpu", "0")
-        for attempt in (1, 2, 3):
+        for attempt in range(1, bound + 1):
+            worker = ledger.register("node", 7, "cpu", "0")
             claims = ledger.claim(worker, limit=2, lease_s=60)
             assert [(claim.number, claim.attempt) for claim in claims] == [(0, attempt), (1, attempt)]
-            expire(manager)
+            ledger.bury("node", 7) if seen else expire(manager)
         fleet.work(ledger, manager.checkpoints("fleet"))
         check(manager, spec, url)
         rows = manager.trials("fleet")
         assert [row.state for row in rows[:2]] == ["failed", "failed"]
-        assert rows[0].reason == "the lease ran out 3 times, last on node:7"
+        assert rows[0].reason == f"the lease ran out {bound} times, last on node:7"
         assert sum(row.state == "complete" for row in rows) == 1
         assert manager.summary("fleet").trials["failed"] == 2
         assert fleet.read_optuna(url, "fleet").trials[0].user_attrs["reason"] == rows[0].reason
+
+    def test_attempts_begin_anew_where_something_was_saved(self, local: StudyManager) -> None:
+        """However often its workers are taken away, a trial that gets on ends."""
+        ledger = create(local, make_spec(9))
+        store = local.checkpoints("fleet")
+        for _ in range(12):
+            worker = ledger.register("node", 7, "cpu", "0")
+            (claim,) = ledger.claim(worker, limit=1, lease_s=60)
+            assert (claim.number, claim.attempt) == (0, 1 if claim.checkpoint is None else 2)
+            ledger.save(worker, [(0, claim.token, 0)], [], store.write(fleet.lanes([claim])))
+            ledger.bury("node", 7)
 
     def test_failures_are_tried_again_and_then_fail_with_the_reason(self, local: StudyManager, sqlite_url: str) -> None:
         spec = make_spec(9)
@@ -239,6 +252,7 @@ class TestClaims:
     def test_a_slot_that_fails_before_it_was_drawn_is_still_a_trial(self, local: StudyManager, sqlite_url: str) -> None:
         spec = make_spec(9)
         ledger = create(local, spec)
+        ledger.max_losses = 3
         worker = ledger.register("h", 1, "cpu", "0")
         for _ in range(3):
             with pytest.MonkeyPatch.context() as patch:
@@ -890,6 +904,7 @@ class TestRetry:
     def test_a_slot_that_was_never_drawn(self, local: StudyManager, sqlite_url: str) -> None:
         spec = make_spec(3, pruner="none")
         ledger = create(local, spec)
+        ledger.max_losses = 3
         worker = ledger.register("h", 1, "cpu", "0")
         for _ in range(3):
             with pytest.MonkeyPatch.context() as patch:

@@ -57,9 +57,7 @@ class KubernetesWorkers(Engine):
     @property
     def submission(self) -> str:
         """YAML for ``kubectl apply``. The Secret holds the storage's URL with its password, encoded, not encrypted."""
-        yaml = _yaml()
-        text: str = yaml.safe_dump_all(self._documents(), sort_keys=False)
-        return text
+        return _yaml(self._documents())
 
     def _documents(self) -> list[dict[str, Any]]:
         crew, claim = self.crew, self._options.get("claim")
@@ -116,7 +114,7 @@ class KubernetesWorkers(Engine):
 
     def check(self) -> None:
         require("kubectl", advice="install it, or apply what --dry-run prints where it is")
-        _yaml()
+        _yaml([])
         nodes = self._kubectl("get", "nodes", "--output=json", check=False)
         if nodes.returncode == 0:
             self._check_gpus(json.loads(nodes.stdout)["items"])
@@ -212,12 +210,13 @@ class KubernetesWorkers(Engine):
             _log.warning("%s", text)
 
 
-def _yaml() -> Any:
+def _yaml(documents: Sequence[Mapping[str, Any]]) -> str:
     try:
-        import yaml
+        from yaml import safe_dump_all
     except ImportError:
         raise EngineError("YAML cannot be written without PyYAML; pip install 'tuner[kubernetes]'") from None
-    return yaml
+    text: str = safe_dump_all(documents, sort_keys=False)
+    return text
 
 
 def _exit_code(code: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ How lanes differ inside one pack:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,7 @@ from tuner.learning.memory import evaluation_rows
 from tuner.learning.metrics import balanced_weights, head_of, row_loss, score
 from tuner.learning.parameters import Arrays, Parameters
 from tuner.learning.products import Products
+from tuner.learning.progress import EpochInterruptedError
 from tuner.learning.randomness import Purpose, dropout_threshold, epoch_order, words
 from tuner.learning.schedules import batches, micro_batch
 from tuner.learning.step_graph import StepGraph
@@ -106,6 +107,7 @@ class Pack:
         self._ahead: tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None = None
         self._allocate_rows()
         self.products = Products(first.precision)
+        self.interrupted: Callable[[], bool] = lambda: False  # asked before each micro-step
         self._step_graph: StepGraph | None = None
         if data.device.type == "cuda" if graphed is None else graphed:
             self._step_graph = StepGraph(len(self.plan), self.K, self.kernels, data.device, data.dtype)
@@ -200,7 +202,10 @@ class Pack:
     # ---- one epoch ----
 
     def train_epoch(self, epochs: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Train every lane for one epoch; ``epochs[i]`` is lane i's 1-based epoch. Mean training loss, (K,)."""
+        """Train every lane for one epoch; ``epochs[i]`` is lane i's 1-based epoch. Mean training loss, (K,).
+
+        Raises EpochInterruptedError as soon as ``interrupted`` says so; what the lanes are then is good for nothing.
+        """
         inside = np.empty(self.K, dtype=np.int64)
         for given, k in self._place.items():
             inside[k] = epochs[given]
@@ -227,6 +232,8 @@ class Pack:
             self._train_step(Step(whole_rows[s], real_rows[s]), whole[s])
 
     def _feed(self, s: int) -> None:
+        if self.interrupted():
+            raise EpochInterruptedError
         if self._stream is not None:
             self._stream.feed(s)
 

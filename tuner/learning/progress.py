@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from tuner.trial import TrialConfig
 
 
+class EpochInterruptedError(Exception):
+    """Training was told to stop in the middle of an epoch, whose lanes are good for nothing now."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
     """What one epoch of one trial measured. Losses are means over rows; ``value`` is the study's metric.

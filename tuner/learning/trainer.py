@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
@@ -87,10 +87,20 @@ class LaneTask:
 
 
 class PackTrainer:
-    """Trains the trials of one pack side by side; each stops at its own target, and the others go on."""
+    """Trains the trials of one pack side by side; each stops at its own target, and the others go on.
 
-    def __init__(self, tasks: Sequence[LaneTask], data: DeviceData, metric: Metric) -> None:
-        self.data, self.metric = data, metric
+    interrupted: asked before each micro-step whether to stop in the middle of the epoch.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[LaneTask],
+        data: DeviceData,
+        metric: Metric,
+        *,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.data, self.metric, self._interrupted = data, metric, interrupted
         self.tasks = {task.lane.number: task for task in tasks}
         self.progress = {n: t.state.progress if t.state else Progress() for n, t in self.tasks.items()}
         self._finished: dict[int, LaneState] = {}
@@ -108,7 +118,10 @@ class PackTrainer:
         return list(self._running)
 
     def run_epoch(self) -> dict[int, EpochResult]:
-        """One more epoch of every running lane, validated."""
+        """One more epoch of every running lane, validated.
+
+        Raises EpochInterruptedError; only states that were taken before the epoch are good then.
+        """
         results: dict[int, EpochResult] = {}
         improved: list[int] = []
         maximize = METRICS[self.metric].direction == "maximize"
@@ -166,6 +179,7 @@ class PackTrainer:
             if (state := states[number]) is not None:
                 for fold, i in enumerate(own_places):
                     pack.restore(i, state.of_fold(fold))
+        pack.interrupted = self._interrupted
         self._places, self._pack = places, pack
 
 

@@ -74,6 +74,13 @@ def bury(connection: Connection, study_id: int, host: str, pid: int) -> list[int
     return list(ids)
 
 
+def seen_dead(connection: Connection, ids: Iterable[int | None]) -> set[int]:
+    """Those of some workers whose launcher saw them die."""
+    wanted = sorted({i for i in ids if i is not None})
+    lost = select(workers.c.id).where(workers.c.id.in_(wanted), workers.c.lost)
+    return set(connection.execute(lost).scalars())
+
+
 def hands(connection: Connection, ids: Iterable[int | None]) -> dict[int, tuple[str, str]]:
     """What people call some workers, and what they work with: (name, device) by id."""
     wanted = sorted({i for i in ids if i is not None})

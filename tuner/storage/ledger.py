@@ -64,6 +64,7 @@ __all__ = ["Claim", "CommitOutcome", "EpochRow", "Holder", "Ledger", "Outstandin
 
 MAX_REASON = 2000  # characters of a reason that are stored
 MAX_ATTEMPTS = 3  # times a slot is tried before it fails
+MAX_LOSSES = 10  # times where nobody saw its worker die: machines are taken away, and that is hardly the trial's fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +163,20 @@ class Ledger:
     """
 
     def __init__(
-        self, database: Database, study_id: int, spec: StudySpec, folder: str, *, max_attempts: int = MAX_ATTEMPTS
+        self,
+        database: Database,
+        study_id: int,
+        spec: StudySpec,
+        folder: str,
+        *,
+        max_attempts: int = MAX_ATTEMPTS,
+        max_losses: int = MAX_LOSSES,
     ) -> None:
         self.study_id = study_id
         self.spec = spec
         self.folder = folder
         self.max_attempts = max_attempts
+        self.max_losses = max_losses
         self._database = database
         self._rungs = Rungs(study_id, spec)
         self._proposals = Proposals(database, study_id, spec)
@@ -265,9 +274,9 @@ class Ledger:
         for group, lost in ((and_(waiting, slots.c.rung > 0), False), (over, True), (fresh, False)):
             found = self._lock_group(connection, and_(group, open_), limit)
             if lost and found:
-                spent = [row for row in found if row.attempts >= self.max_attempts]
+                spent = self._spent(connection, found)
                 self._give_up(connection, spent)
-                found = [row for row in found if row.attempts < self.max_attempts]
+                found = [row for row in found if row not in spent]
             if not found:
                 continue
             numbers = [row.number for row in found]
@@ -320,6 +329,14 @@ class Ledger:
             if locked:
                 return list(locked)
             skipped.append((place.rung, place.target))  # all in other claims' hands at this moment
+
+    def _spent(self, connection: Connection, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
+        """Those slots that were lost too often in a row, with nothing saved in between."""
+        often = [row for row in rows if row.attempts >= self.max_attempts]
+        if not often:
+            return []
+        dead = crew.seen_dead(connection, [row.worker_id for row in often])
+        return [row for row in often if row.worker_id in dead or row.attempts >= self.max_losses]
 
     def _give_up(self, connection: Connection, spent: Sequence[Row[Any]]) -> None:
         """Fail slots whose lease ran out on the last attempt."""
@@ -476,8 +493,12 @@ class Ledger:
         epochs: Sequence[EpochRow],
         checkpoint: Checkpoint,
     ) -> CommitOutcome:
-        """Store a checkpoint of slots that train on: (number, token, epochs that it holds). Renews their leases."""
-        return self._keep(worker_id, states, epochs, checkpoint, {"lease_until": now() + slots.c.lease_s})
+        """Store a checkpoint of slots that train on: (number, token, epochs that it holds). Renews their leases, and as
+        they get on, their attempts begin anew.
+        """
+        return self._keep(
+            worker_id, states, epochs, checkpoint, {"lease_until": now() + slots.c.lease_s, "attempts": 1}
+        )
 
     def _keep(
         self,
