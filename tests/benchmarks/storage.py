@@ -27,6 +27,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -115,6 +116,7 @@ class Crowd:
     claim_p50_ms: float
     claim_p99_ms: float
     commit_p99_ms: float
+    packs_per_s: float  # between the first and the last tenth of the commits
     seconds: float
 
 
@@ -435,6 +437,8 @@ def crowd(url: str, folder: Path, workers: int, trials: int, pause_s: float) -> 
         rungs = manager._database.read(lambda c: c.execute(select(schema.rungs.c.number, schema.rungs.c.rung)).all())
     claims = [s for each in found for s in each["claims"]]
     commits = [s for each in found for s in each["commits"]]
+    ends = sorted(at for each in found for at in each["ends"])
+    middle = ends[len(ends) // 10 : max(len(ends) // 10 + 2, 9 * len(ends) // 10)]
     accepted = Counter(tuple(place) for each in found for place in each["accepted"])
     finished = sum(row.state in ("complete", "pruned") for row in rows)
     return Crowd(
@@ -447,6 +451,7 @@ def crowd(url: str, folder: Path, workers: int, trials: int, pause_s: float) -> 
         claim_p50_ms=1000 * statistics.median(claims),
         claim_p99_ms=1000 * statistics.quantiles(claims, n=100)[98],
         commit_p99_ms=1000 * statistics.quantiles(commits, n=100)[98],
+        packs_per_s=(len(middle) - 1) / (middle[-1] - middle[0]),
         seconds=seconds,
     )
 
@@ -459,12 +464,14 @@ def crowd_start(ready: Any) -> None:
 
 def crowd_process(url: str, folder: str, threads: int, seed: int, pause_s: float) -> dict[str, Any]:
     """Some workers of the crowd; each arrives at a moment of its own."""
-    found: dict[str, Any] = {"claims": [], "commits": [], "accepted": [], "errors": 0}
-    with StudyManager(url, folder) as manager, ThreadPoolExecutor(threads) as pool:
-        ledger = manager.ledger("crowd")
+    found: dict[str, Any] = {"claims": [], "commits": [], "ends": [], "accepted": [], "errors": 0}
+    with ExitStack() as stack, ThreadPoolExecutor(threads) as pool:
+        # Each with a connection of its own, as it would be in a process of its own.
+        managers = [stack.enter_context(StudyManager(url, folder)) for _ in range(threads)]
         everybody.wait(timeout=300)
 
         def one(place: int) -> None:
+            ledger = managers[place].ledger("crowd")
             rng = random.Random(1000 * seed + place)
             time.sleep(rng.uniform(0, pause_s))
             worker = ledger.register("crowd", place, "cpu", "0")
@@ -479,6 +486,7 @@ def crowd_process(url: str, folder: str, threads: int, seed: int, pause_s: float
                     began = time.perf_counter()
                     commit(ledger, worker, claims)
                     found["commits"].append(time.perf_counter() - began)
+                    found["ends"].append(time.time())
                     found["accepted"] += [(claim.number, claim.rung) for claim in claims]
 
         for job in [pool.submit(one, place) for place in range(threads)]:

@@ -35,6 +35,9 @@ OPEN_PATIENCE_S = 10.0  # seconds to wait at start-up for a database that has ne
 PATIENCE_S = 120.0  # seconds to wait for a database that was there a moment ago
 LOCK_WAIT_S = 5.0  # seconds a statement waits for a lock before the transaction is rolled back and tried again
 IDLE_S = 60.0  # seconds of silence in a transaction after which a server ends it: its client was stopped, or is gone
+POOL_SIZE = 1  # connections that a process keeps: a worker has one transaction at a time, and now and then a heartbeat
+MOST = 20  # connections that its threads may have for a moment
+PGBOUNCER = "pgbouncer"  # key of a URL's query that says who is in front
 _OPTUNA_TABLES = {"studies", "trials", "trial_params", "trial_values", "trial_intermediate_values", "version_info"}
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
@@ -101,7 +104,7 @@ class Database:
     ) -> optuna.storages.RDBStorage:
         """Optuna's own storage on this database, with connections of its own; the caller disposes its engine."""
         # Optuna calls str.format on the URL: braces must be doubled.
-        text = self.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+        text = _plain(self.url).render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
         options = _engine_options(self.url, self.patience_s) | engine_options
         return kind(text, engine_kwargs=options)
 
@@ -284,6 +287,7 @@ _MYSQL_PASSING = {
 _SQLITE_PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 # What a PostgreSQL that can be reached refuses for good. Not every word of SSL: a connection that is cut says it, too.
 _FINAL_REFUSALS = re.compile(
+    r"unsupported startup parameter|"
     r'password|pg_hba\.conf|certificate|private key|does not support ssl|(role|database) ".*" (does not exist|is not)'
 )
 
@@ -343,6 +347,11 @@ def explained(error: BaseException, url: URL, waited_s: float = 0.0) -> StorageE
             f"{where}: the database is locked by another process (waited {waited_s:.0f} s); "
             "end that process, or try again"
         )
+    if "unsupported startup parameter" in text or ("prepared statement" in text and "exist" in text):
+        return StorageError(
+            f"{where}: this is a PgBouncer, which has no sessions ({fact}); say so in the URL: "
+            f"postgresql://USER@HOST/DB?{PGBOUNCER}=true"
+        )
     if "unable to open database file" in text:
         return StorageError(
             f"{where}: the file cannot be opened ({fact}); check that it and its folder may be read and written"
@@ -367,7 +376,11 @@ def explained(error: BaseException, url: URL, waited_s: float = 0.0) -> StorageE
 
 
 def _engine(url: URL, patience_s: float) -> Engine:
-    engine = sqlalchemy.create_engine(url, **_engine_options(url, patience_s))
+    pool = {} if url.get_backend_name() == "sqlite" else {"pool_size": POOL_SIZE, "max_overflow": MOST - POOL_SIZE}
+    engine = sqlalchemy.create_engine(_plain(url), **_engine_options(url, patience_s), **pool)
+    if _pooled(url):
+        settings = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _settings(patience_s).items())
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(f"SELECT {settings}") and None)
     if url.get_backend_name() == "sqlite":
         wait_ms = int(1000 * _lock_wait_s(patience_s))
         event.listen(engine, "connect", lambda connection, _: _prepare_sqlite(connection, wait_ms))
@@ -376,6 +389,26 @@ def _engine(url: URL, patience_s: float) -> Engine:
     alive = weakref.ref(engine)
     os.register_at_fork(after_in_child=lambda: _forget(alive))
     return engine
+
+
+def _pooled(url: URL) -> bool:
+    """Whether a PgBouncer that pools transactions is in front of a PostgreSQL: then no session is anybody's."""
+    return url.query.get(PGBOUNCER) in ("1", "true")
+
+
+def _plain(url: URL) -> URL:
+    """The URL without what is for Tuner alone."""
+    return url.difference_update_query([PGBOUNCER])
+
+
+def _settings(patience_s: float) -> dict[str, str]:
+    """What every transaction on PostgreSQL relies on."""
+    return {
+        "lock_timeout": f"{int(1000 * _lock_wait_s(patience_s))}ms",
+        "statement_timeout": "60s",
+        "idle_in_transaction_session_timeout": f"{int(1000 * IDLE_S)}ms",
+        "timezone": "UTC",
+    }
 
 
 def _forget(engine: weakref.ref[Engine]) -> None:
@@ -389,18 +422,14 @@ def _engine_options(url: URL, patience_s: float = PATIENCE_S) -> dict[str, Any]:
         case "sqlite":
             return {"connect_args": {"timeout": wait_s}}
         case "postgresql":
-            settings = {
-                "lock_timeout": f"{int(1000 * wait_s)}ms",
-                "statement_timeout": "60s",
-                "idle_in_transaction_session_timeout": f"{int(1000 * IDLE_S)}ms",
-                "timezone": "UTC",
-            }
-            options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+            options = " ".join(f"-c {name}={value}" for name, value in _settings(patience_s).items())
             given = url.query.get("options", ())
             mine = options if not given else f"{options} {given if isinstance(given, str) else ' '.join(given)}"
             # A machine that is gone sends nothing, not even an end: noticed after some 30 seconds instead of two hours.
             silence = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4}
-            arguments = {"connect_timeout": 10, "tcp_user_timeout": 30_000, **silence, "options": mine}
+            # Settings and prepared statements belong to a session, which a pooled transaction has none of.
+            session = {"prepare_threshold": None} if _pooled(url) else {"options": mine}
+            arguments = {"connect_timeout": 10, "tcp_user_timeout": 30_000, **silence, **session}
         case _:
             # The first comment is for MariaDB, the second for MySQL, which only knows of silence at any time.
             idle = f"/*M!100300 , idle_transaction_timeout = {IDLE_S:.0f} */ /*!80000 , wait_timeout = {IDLE_S:.0f} */"

@@ -1,0 +1,378 @@
+"""How many workers one PostgreSQL serves: a discrete-event simulation, fed with what calls were measured to cost.
+
+    python -m tests.benchmarks.scale [-f json] [--cores 8] [--check]
+
+It measures what a claim, a commit, a save, a write of learning curves and a heartbeat cost on the PostgreSQL of the
+tests: how long the client computes, how long the server does, and how long a commit holds the study's row, one after
+the other. Then it prints, for packs of some sizes that train for some time, at how many workers throughput falls below
+nine tenths of what it would be on an infinitely fast server, and what runs out first: the server's cores, or the row.
+
+- ``--cores``: of the server; by default those of this machine.
+- ``--check``: also runs 64 workers that claim and commit with almost no pause (``tests.benchmarks.storage``), clients
+  and server on the cores of this machine, and prints the simulated throughput beside the measured one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import json
+import os
+import random
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sqlalchemy import event
+
+from tests.benchmarks.storage import commit, create, crowd, make_spec, show
+from tests.storage.servers import fresh_database
+from tuner.manager import StudyManager
+from tuner.storage.checkpoints import Checkpoint
+from tuner.storage.ledger import Claim, EpochRow, Ledger
+
+PACKS = (8, 32, 128)  # lanes
+TRAINING_S = (5.0, 60.0, 600.0)  # seconds that a pack trains
+SHARE = 0.9  # of the throughput without a server: below it the server is saturated
+BEAT_S, SAVE_S, RECORD_S = 5.0, 5.0, 2.0  # as in tuner/worker.py, which would import torch
+MOST = 100_000  # workers
+HURRIED_S = 0.2  # seconds between claim and commit of the workers that the simulation is checked with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """Seconds that one call takes of its client, of the server, and of these while it holds the study's row."""
+
+    client_s: float
+    server_s: float
+    locked_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What the calls of a worker with packs of one size cost."""
+
+    pack: int
+    claim: Call
+    commit: Call
+    save: Call
+    record: Call
+    beat: Call
+
+    @property
+    def background(self) -> float:
+        """Server seconds a second that a worker takes while it trains."""
+        return self.beat.server_s / BEAT_S + self.save.server_s / SAVE_S + self.record.server_s / RECORD_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a simulated crowd came to."""
+
+    packs_per_s: float
+    claim_ms: float
+    commit_ms: float
+
+
+# Measuring
+
+
+def measured(url: str, folder: Path, pack: int, rounds: int = 12) -> Costs:
+    """Medians over some packs of a study of three rungs, by one worker that has the server for itself."""
+    with StudyManager(url, folder) as manager:
+        ledger = create(manager, make_spec("hyperband", pack * rounds, f"scale-{pack}", max_epochs=9))
+        worker = ledger.register("scale", os.getpid(), "cpu", "0")
+        clock = _Clock(manager)
+        found: dict[str, list[Call]] = {}
+        while True:
+            call, claims = clock.timed(lambda: ledger.claim(worker, limit=pack, lease_s=60))
+            if not claims:
+                break
+            found.setdefault("claim", []).append(call)
+            middle: dict[str, Callable[[], object]] = {
+                "record": lambda given=claims: ledger.record(worker, _rows(given)),
+                "save": lambda given=claims: _save(ledger, worker, given),
+                "beat": lambda: ledger.heartbeat(worker, pack, 1.0),
+                "commit": lambda given=claims: commit(ledger, worker, given),
+            }
+            for name, work in middle.items():
+                found.setdefault(name, []).append(clock.timed(work)[0])
+    return Costs(pack=pack, **{name: _median(calls) for name, calls in found.items()})
+
+
+class _Clock:
+    """Times calls, and in them the time for which the study's row is locked."""
+
+    def __init__(self, manager: StudyManager) -> None:
+        self._locked: float | None = None
+        self._held = 0.0
+        engine = manager._database.engine
+        event.listen(engine, "before_cursor_execute", self._statement)
+        event.listen(engine, "commit", self._commit)
+
+    def timed(self, work: Callable[[], Any]) -> tuple[Call, Any]:
+        self._held = 0.0
+        began, computed = time.perf_counter(), time.thread_time()
+        answer = work()
+        wall, client = time.perf_counter() - began, time.thread_time() - computed
+        return Call(client_s=client, server_s=max(wall - client, 0.0), locked_s=self._held), answer
+
+    def _statement(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "FOR UPDATE" in statement and "FROM tuner_studies" in statement and self._locked is None:
+            self._locked = time.perf_counter()
+
+    def _commit(self, _connection: Any) -> None:
+        if self._locked is not None:
+            self._held += time.perf_counter() - self._locked
+            self._locked = None
+
+
+def _rows(claims: list[Claim]) -> list[EpochRow]:
+    return [
+        EpochRow(number=c.number, token=c.token, epoch=c.epochs + 1, value=0.5, train_loss=0.5, val_loss=0.5)
+        for c in claims
+    ]
+
+
+def _save(ledger: Ledger, worker: int, claims: list[Claim]) -> None:
+    file = Checkpoint(name=f"{random.getrandbits(128):032x}.safetensors", sha256="0" * 64, bytes=1)
+    ledger.save(worker, [(c.number, c.token, c.epochs) for c in claims], [], file)
+
+
+def _median(calls: list[Call]) -> Call:
+    """Of the sums a median call; its parts in the shares that they have on average."""
+    parts = [statistics.mean(getattr(call, name) for call in calls) for name in ("client_s", "server_s", "locked_s")]
+    scale = statistics.median(call.client_s + call.server_s for call in calls) / (parts[0] + parts[1])
+    return Call(client_s=scale * parts[0], server_s=scale * parts[1], locked_s=scale * parts[2])
+
+
+# The simulation
+
+Process = Generator[Any, None, None]
+
+
+class Station:
+    """``places`` servers and one queue, first come, first served."""
+
+    def __init__(self, places: int) -> None:
+        self.free = places
+        self.queue: deque[Process] = deque()
+
+
+class Events:
+    """Runs processes: generators that yield seconds to wait, or a station to enter, which they then leave."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._heap: list[tuple[float, int, Process]] = []
+        self._ticket = itertools.count()
+
+    def start(self, process: Process) -> None:
+        heapq.heappush(self._heap, (self.now, next(self._ticket), process))
+
+    def leave(self, station: Station) -> None:
+        if station.queue:
+            self.start(station.queue.popleft())
+        else:
+            station.free += 1
+
+    def run(self, until: Callable[[], bool]) -> None:
+        while not until():
+            self.now, _, process = heapq.heappop(self._heap)
+            wanted = next(process)
+            if isinstance(wanted, Station):
+                if wanted.free:
+                    wanted.free -= 1
+                    self.start(process)
+                else:
+                    wanted.queue.append(process)
+            else:
+                heapq.heappush(self._heap, (self.now + wanted, next(self._ticket), process))
+
+
+def simulate(
+    workers: int, costs: Costs, training_s: float, cores: int, *, shared: bool = False, packs: int = 12, seed: int = 0
+) -> Run:
+    """``workers`` that claim, train and commit, each so many packs; the first third does not count.
+
+    shared: clients compute on the server's cores, too, and write nothing while they train, as the measured crowd does.
+    """
+    events, rng = Events(), random.Random(seed)
+    server, row = Station(cores), Station(1)
+    load = (
+        0.0 if shared else workers * costs.background / cores
+    )  # what heartbeats and saves leave is shared by the rest
+    if load >= 0.98:
+        return Run(packs_per_s=0.0, claim_ms=float("inf"), commit_ms=float("inf"))
+    done: list[tuple[float, float, float]] = []  # when, and how long its claim and its commit took
+
+    def call(cost: Call) -> Process:
+        before = cost.server_s - cost.locked_s
+        if shared:
+            before += cost.client_s
+        else:
+            yield cost.client_s
+        yield server
+        yield before / (1 - load)
+        events.leave(server)
+        if cost.locked_s:
+            yield row
+            yield server
+            yield cost.locked_s / (1 - load)
+            events.leave(server)
+            events.leave(row)
+
+    def worker() -> Process:
+        yield rng.uniform(0, training_s)
+        while True:
+            began = events.now
+            yield from call(costs.claim)
+            claimed = events.now
+            yield training_s * rng.uniform(0.5, 1.5)
+            trained = events.now
+            yield from call(costs.commit)
+            done.append((events.now, claimed - began, events.now - trained))
+
+    for _ in range(workers):
+        events.start(worker())
+    wanted = workers * packs
+    events.run(lambda: len(done) >= wanted)
+    steady = done[wanted // 3 :]
+    return Run(
+        packs_per_s=(len(steady) - 1) / (steady[-1][0] - steady[0][0]),
+        claim_ms=1000 * statistics.mean(claim for _, claim, _ in steady),
+        commit_ms=1000 * statistics.mean(commit for _, _, commit in steady),
+    )
+
+
+def saturation(costs: Costs, training_s: float, cores: int) -> int:
+    """The smallest number of workers whose throughput is below ``SHARE`` of what an infinitely fast server gives."""
+
+    def saturated(workers: int) -> bool:
+        cycle_s = training_s + costs.claim.client_s + costs.commit.client_s
+        packs = max(4, min(12, 40_000 // workers))
+        return simulate(workers, costs, training_s, cores, packs=packs).packs_per_s < SHARE * workers / cycle_s
+
+    low, high = 1, 2
+    while high < MOST and not saturated(high):
+        low, high = high, 2 * high
+    while high - low > max(1, low // 20):
+        middle = (low + high) // 2
+        low, high = (low, middle) if saturated(middle) else (middle, high)
+    return high
+
+
+def bottleneck(costs: Costs, training_s: float, cores: int) -> str:
+    """What is busiest: the cores, or the study's row."""
+    busy_s = costs.claim.server_s + costs.commit.server_s + training_s * costs.background
+    return "row" if costs.commit.locked_s > busy_s / cores else "cores"
+
+
+# The tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Milliseconds of one call: of the client, of the server, and with the study's row locked."""
+
+    pack: int
+    call: str
+    client_ms: float
+    server_ms: float
+    locked_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saturation:
+    """From how many workers on one server is saturated, and what runs out first."""
+
+    pack: int
+    training_s: float
+    workers: int
+    trials_per_s: float
+    first: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Packs a second of workers that hardly pause, measured and simulated."""
+
+    workers: int
+    measured: float
+    simulated: float
+    ratio: float
+
+
+def check(costs: Costs, workers: int, packs: int = 8) -> Check:
+    """A real crowd, and the simulated one."""
+    cores = os.cpu_count() or 1
+    with TemporaryDirectory() as folder, fresh_database("postgresql", Path(folder)) as url:
+        found = crowd(url, Path(folder), workers, workers * packs * 8, HURRIED_S)
+    simulated = simulate(workers, costs, HURRIED_S, cores, shared=True).packs_per_s
+    return Check(
+        workers=workers,
+        measured=found.packs_per_s,
+        simulated=simulated,
+        ratio=simulated / found.packs_per_s,
+    )
+
+
+ADVICE = """\
+What to turn up when one server is saturated: the time between a claim and its commit, which longer rungs (min_epochs, a
+larger eta) and larger packs give; the cores of the server where they run out; studies, where the row does: each has its
+own. Connections are no limit: a worker keeps one, and PgBouncer shares them (?pgbouncer=true)."""
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-f", "--format", choices=["table", "json"], default="table")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="of the server")
+    parser.add_argument("--check", action="store_true", help="compare with 64 real workers")
+    given = parser.parse_args()
+    out: dict[str, Any] = {"cores": given.cores}
+    with TemporaryDirectory() as folder, fresh_database("postgresql", Path(folder)) as url:
+        costs = [measured(url, Path(folder), pack) for pack in PACKS]
+    calls = [
+        Measured(
+            pack=each.pack,
+            call=name,
+            client_ms=1000 * call.client_s,
+            server_ms=1000 * call.server_s,
+            locked_ms=1000 * call.locked_s,
+        )
+        for each in costs
+        for name in ("claim", "record", "save", "beat", "commit")
+        for call in [getattr(each, name)]
+    ]
+    limits = []
+    for each in costs:
+        for training_s in TRAINING_S:
+            workers = saturation(each, training_s, given.cores)
+            limits.append(
+                Saturation(
+                    pack=each.pack,
+                    training_s=training_s,
+                    workers=workers,
+                    trials_per_s=SHARE * workers * each.pack / training_s,
+                    first=bottleneck(each, training_s, given.cores),
+                )
+            )
+    tables: dict[str, list[Any]] = {"calls": calls, "saturation": limits}
+    if given.check:
+        tables["check"] = [check(costs[0], 64)]
+    for name, rows in tables.items():
+        out[name] = [asdict(row) for row in rows]
+        if given.format == "table":
+            show(rows)
+    print(json.dumps(out) if given.format == "json" else ADVICE)
+
+
+if __name__ == "__main__":
+    main()
