@@ -3,9 +3,10 @@
     python -m tests.benchmarks.scale [-f json] [--cores 8] [--check]
 
 It measures what a claim, a commit, a save, a write of learning curves and a heartbeat cost on the PostgreSQL of the
-tests: how long the client computes, how long the server does, and how long a commit holds the study's row, one after
-the other. Then it prints, for packs of some sizes that train for some time, at how many workers throughput falls below
-nine tenths of what it would be on an infinitely fast server, and what runs out first: the server's cores, or the row.
+tests, which must run on this machine: processor time of the client and of the server, and how much of it a commit
+spends while it holds the study's row, one commit after the other. Then it prints, for packs of some sizes that train
+for some time, at how many workers throughput falls below nine tenths of what an infinitely fast server would give, and
+what runs out first: the server's cores, or the row.
 
 - ``--cores``: of the server; by default those of this machine.
 - ``--check``: also runs 64 workers that claim and commit with almost no pause (``tests.benchmarks.storage``), clients
@@ -21,6 +22,7 @@ import json
 import os
 import random
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator
@@ -47,11 +49,14 @@ HURRIED_S = 0.2  # seconds between claim and commit of the workers that the simu
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """Seconds that one call takes of its client, of the server, and of these while it holds the study's row."""
+    """Processor seconds that one call takes of its client and of the server, and of these what is spent while it holds
+    the study's row.
+    """
 
     client_s: float
     server_s: float
-    locked_s: float = 0.0
+    locked_client_s: float = 0.0
+    locked_server_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,30 +112,47 @@ def measured(url: str, folder: Path, pack: int, rounds: int = 12) -> Costs:
 
 
 class _Clock:
-    """Times calls, and in them the time for which the study's row is locked."""
+    """Times calls, and in them the time for which the study's row is locked.
+
+    Processor time, of this thread and of the server's process that serves it: other programs of a busy machine are in
+    neither.
+    """
 
     def __init__(self, manager: StudyManager) -> None:
-        self._locked: float | None = None
-        self._held = 0.0
         engine = manager._database.engine
+        pid = manager._database.read(lambda c: c.exec_driver_sql("SELECT pg_backend_pid()").scalar())
+        self._server = Path(f"/proc/{pid}/schedstat")
+        self._locked: tuple[float, float] | None = None
+        self._held = (0.0, 0.0)
         event.listen(engine, "before_cursor_execute", self._statement)
         event.listen(engine, "commit", self._commit)
 
     def timed(self, work: Callable[[], Any]) -> tuple[Call, Any]:
-        self._held = 0.0
-        began, computed = time.perf_counter(), time.thread_time()
+        self._held = (0.0, 0.0)
+        before = self._now()
         answer = work()
-        wall, client = time.perf_counter() - began, time.thread_time() - computed
-        return Call(client_s=client, server_s=max(wall - client, 0.0), locked_s=self._held), answer
+        client_s, server_s = _difference(before, self._now())
+        locked_client_s, locked_server_s = self._held
+        call = Call(
+            client_s=client_s, server_s=server_s, locked_client_s=locked_client_s, locked_server_s=locked_server_s
+        )
+        return call, answer
+
+    def _now(self) -> tuple[float, float]:
+        return time.thread_time(), int(self._server.read_text().split()[0]) / 1e9
 
     def _statement(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if "FOR UPDATE" in statement and "FROM tuner_studies" in statement and self._locked is None:
-            self._locked = time.perf_counter()
+            self._locked = self._now()
 
     def _commit(self, _connection: Any) -> None:
         if self._locked is not None:
-            self._held += time.perf_counter() - self._locked
+            self._held = _difference(self._locked, self._now())
             self._locked = None
+
+
+def _difference(before: tuple[float, float], after: tuple[float, float]) -> tuple[float, float]:
+    return after[0] - before[0], after[1] - before[1]
 
 
 def _rows(claims: list[Claim]) -> list[EpochRow]:
@@ -146,10 +168,9 @@ def _save(ledger: Ledger, worker: int, claims: list[Claim]) -> None:
 
 
 def _median(calls: list[Call]) -> Call:
-    """Of the sums a median call; its parts in the shares that they have on average."""
-    parts = [statistics.mean(getattr(call, name) for call in calls) for name in ("client_s", "server_s", "locked_s")]
-    scale = statistics.median(call.client_s + call.server_s for call in calls) / (parts[0] + parts[1])
-    return Call(client_s=scale * parts[0], server_s=scale * parts[1], locked_s=scale * parts[2])
+    """Part by part."""
+    names = ("client_s", "server_s", "locked_client_s", "locked_server_s")
+    return Call(**{name: statistics.median(getattr(call, name) for call in calls) for name in names})
 
 
 # The simulation
@@ -212,20 +233,18 @@ def simulate(
         return Run(packs_per_s=0.0, claim_ms=float("inf"), commit_ms=float("inf"))
     done: list[tuple[float, float, float]] = []  # when, and how long its claim and its commit took
 
-    def call(cost: Call) -> Process:
-        before = cost.server_s - cost.locked_s
-        if shared:
-            before += cost.client_s
-        else:
-            yield cost.client_s
+    def use(client_s: float, server_s: float) -> Process:
+        if not shared:
+            yield client_s
         yield server
-        yield before / (1 - load)
+        yield (server_s + client_s if shared else server_s) / (1 - load)
         events.leave(server)
-        if cost.locked_s:
+
+    def call(cost: Call) -> Process:
+        yield from use(cost.client_s - cost.locked_client_s, cost.server_s - cost.locked_server_s)
+        if cost.locked_server_s:
             yield row
-            yield server
-            yield cost.locked_s / (1 - load)
-            events.leave(server)
+            yield from use(cost.locked_client_s, cost.locked_server_s)
             events.leave(row)
 
     def worker() -> Process:
@@ -271,7 +290,8 @@ def saturation(costs: Costs, training_s: float, cores: int) -> int:
 def bottleneck(costs: Costs, training_s: float, cores: int) -> str:
     """What is busiest: the cores, or the study's row."""
     busy_s = costs.claim.server_s + costs.commit.server_s + training_s * costs.background
-    return "row" if costs.commit.locked_s > busy_s / cores else "cores"
+    held_s = costs.commit.locked_client_s + costs.commit.locked_server_s
+    return "row" if held_s > busy_s / cores else "cores"
 
 
 # The tables
@@ -312,6 +332,8 @@ class Check:
 def check(costs: Costs, workers: int, packs: int = 8) -> Check:
     """A real crowd, and the simulated one."""
     cores = os.cpu_count() or 1
+    if (busy := os.getloadavg()[0]) > 0.5 * cores:
+        print(f"this machine is busy with other work (load {busy:.1f}): the check means little", file=sys.stderr)
     with TemporaryDirectory() as folder, fresh_database("postgresql", Path(folder)) as url:
         found = crowd(url, Path(folder), workers, workers * packs * 8, HURRIED_S)
     simulated = simulate(workers, costs, HURRIED_S, cores, shared=True).packs_per_s
@@ -345,7 +367,7 @@ def main() -> None:
             call=name,
             client_ms=1000 * call.client_s,
             server_ms=1000 * call.server_s,
-            locked_ms=1000 * call.locked_s,
+            locked_ms=1000 * (call.locked_client_s + call.locked_server_s),
         )
         for each in costs
         for name in ("claim", "record", "save", "beat", "commit")

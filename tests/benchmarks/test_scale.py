@@ -12,7 +12,7 @@ from tests.storage.servers import fresh_database
 def costs(server_s: float = 0.01, locked_s: float = 0.0, background_s: float = 0.0) -> Costs:
     call, beat = Call(client_s=0.0, server_s=server_s), Call(client_s=0.0, server_s=background_s)
     nothing = Call(client_s=0.0, server_s=0.0)
-    locking = Call(client_s=0.0, server_s=server_s, locked_s=locked_s)
+    locking = Call(client_s=0.0, server_s=server_s, locked_server_s=locked_s)
     return Costs(pack=8, claim=call, commit=locking, save=nothing, record=nothing, beat=beat)
 
 
@@ -42,4 +42,6 @@ def test_costs_are_measured(tmp_path: Path) -> None:
     for call in (found.claim, found.commit, found.save, found.record, found.beat):
         assert call.client_s > 0
         assert call.server_s > 0
-    assert 0 < found.commit.locked_s < found.commit.client_s + found.commit.server_s
+    assert 0 < found.commit.locked_server_s < found.commit.server_s
+    assert 0 < found.commit.locked_client_s < found.commit.client_s
+    assert found.claim.locked_server_s == 0

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import refused, start, tuner, tuner_json, wait_until, write_study
+from tests.launch.readme import launch_command
 from tuner.manager import StudyManager
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -27,7 +28,7 @@ def test_a_detached_crew_goes_on_alone_and_the_same_command_reports() -> None:
     assert out == "tiny: 1 worker started, their words go to tuner-tiny.log; next: tuner show tiny\n"
     with StudyManager("sqlite:///tuner.db") as manager:
         wait_until(lambda: manager.summary("tiny").state == "finished")
-    done = tuner("launch", study, *LOCAL)
+    done = tuner(*launch_command("local", study, "sqlite:///tuner.db"))
     assert "3 of 3 trials done" in done.stdout
     assert "test error" in done.stdout
     assert "starting" not in done.stderr, "a finished study needs no workers"

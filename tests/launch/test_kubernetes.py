@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.cli.command import ROOT, tuner, write_study
+from tests.launch.readme import launch_command
 from tests.launch.test_engines import SERVER
 from tests.storage.servers import fresh_database
 from tuner.errors import BadInputError, DeviceError, EngineError
@@ -139,8 +140,7 @@ def database(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.usefixtures("workdir")
 def test_a_study_on_kubernetes(kubernetes: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KubernetesWorkers, "look_s", 0.2)
-    given = ["--on", "kubernetes", "--workers", "1", "--storage", database, "--kubernetes", "image=tuner:1"]
-    done = tuner("launch", write_study(), *given)
+    done = tuner(*launch_command("kubernetes", write_study(), database))
     assert "3 of 3 trials done" in done.stdout
     assert "tiny: starting 1 worker on Kubernetes\n" in done.stderr
     assert (kubernetes / "pod-0" / "code").read_text() == "0\n", "it found out by itself that the study is finished"

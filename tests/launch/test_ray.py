@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cli.command import DEADLINE_S, ROOT, TINY, start, strict_json, tuner, wait_until, write_study
+from tests.launch.readme import launch_command
 from tests.launch.test_engines import SERVER
 from tests.storage.servers import fresh_database
 from tuner import __version__
@@ -76,8 +77,7 @@ LONG = TINY.replace("trials = 3", "trials = 40").replace("epochs = 4", "epochs =
 def test_a_node_is_removed_in_the_middle_of_a_study(ray: Any, tmp_path: Path) -> None:
     """Exactly N trials all the same, by a worker that Ray has started again on another node."""
     with fresh_database("postgresql", tmp_path) as url:
-        options = ["--on", "ray", "--workers", "1", "--storage", url, "-f", "json"]
-        process = start("launch", write_study(LONG), *options)
+        process = start(*launch_command("ray", write_study(LONG), url), "-f", "json")
         with StudyManager(url) as manager:
             names, summary = manager.names, manager.summary
             wait_until(lambda: "tiny" in names() and summary("tiny").trials["running"] > 0, process=process)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.cli.command import TINY, tuner, wait_until, write_study
+from tests.launch.readme import launch_command
 from tests.launch.slurm import SlurmServer
 from tests.launch.test_engines import PATIENT, SERVER, lines
 from tests.storage.servers import fresh_database
@@ -129,8 +130,7 @@ def test_a_study_on_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(SlurmWorkers, "look_s", 0.2)
     study = write_study()
     with fresh_database("postgresql", tmp_path) as url:
-        options = ["--on", "slurm", "--workers", "1", "--storage", url]
-        done = tuner("launch", study, *options)
+        done = tuner(*launch_command("slurm", study, url))
         assert "3 of 3 trials done" in done.stdout
         assert "tiny: starting 1 worker on Slurm\n" in done.stderr
         (log,) = Path().glob("slurm-*_1.out")
@@ -140,6 +140,8 @@ def test_a_study_on_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         Path("x.csv").write_text("\n".join(["a,y", *(f"{i},{i % 2}" for i in range(60))]))
         content = TINY.replace("sklearn:iris", "x.csv").replace("[training]", 'target = "y"\n[training]')
         unseen = write_study(content.replace('"tiny"', '"unseen"'))
-        message = tuner("launch", unseen, *options, "--slurm", "export=ALL,TUNER_DATA_ROOT=/nowhere", code=2).stderr
+        message = tuner(
+            *launch_command("slurm", unseen, url), "--slurm", "export=ALL,TUNER_DATA_ROOT=/nowhere", code=2
+        ).stderr
     assert "no such file: /nowhere/x.csv" in message
     assert f"; {socket.gethostname()} does not see it, and workers read the data themselves: put it at the" in message
