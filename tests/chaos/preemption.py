@@ -1,4 +1,4 @@
-"""Machines that are taken away: real workers that train, each for a random time, half of them with a notice before.
+"""Machines that are taken away: real workers that train, each for a random time, every other with a notice before.
 
     python -m tests.chaos.preemption [--life 10] [--workers 2] [--trials 2000]
 
@@ -97,7 +97,6 @@ def preempted(
     life_s: float,
     workers: int = 2,
     seed: int = 0,
-    notice: float = 0.5,
     settings: dict[str, float] | None = None,
 ) -> Outcome:
     """Bring a study to its end with workers that live ``life_s`` seconds on average; infinity leaves them alone."""
@@ -107,7 +106,7 @@ def preempted(
     outcome, crew = Outcome(), [_Place(rng, life_s) for _ in range(workers)]
     with StudyManager(url, folder / "artifacts") as manager:
         create_study(manager, spec, folder)
-        began, made = time.monotonic(), 0
+        began, made, noticed = time.monotonic(), 0, False
         while manager.summary("spot").state != "finished":
             for place in crew:
                 if place.process is None or not place.process.is_alive():
@@ -121,8 +120,8 @@ def preempted(
                         place.process.kill()
                         place.process.join()
                         outcome.killed += 1
-                elif time.monotonic() > place.until:
-                    place.end(rng.random() < notice, outcome)
+                elif place.due():
+                    place.end(noticed := not noticed, outcome)
             time.sleep(0.02)
         outcome.seconds = time.monotonic() - began
         for place in crew:
@@ -139,7 +138,7 @@ class _Place:
         self._rng, self._life_s = rng, life_s
         self.process: BaseProcess | None = None
         self.journal = Path(os.devnull)
-        self.until = 0.0
+        self._until: float | None = None
         self.told: float | None = None
         self._gone: float | None = None  # time.time() when its worker was told, or killed
         self._before: float | None = None  # the same of the one before it
@@ -147,7 +146,13 @@ class _Place:
     def start(self, process: BaseProcess) -> None:
         self.process, self.told = process, None
         process.start()
-        self.until = time.monotonic() + (self._rng.expovariate(1 / self._life_s) if self._life_s < 1e9 else 1e9)
+        self._until = None
+
+    def due(self) -> bool:
+        """Whether its time is over, which begins with its first claim."""
+        if self._until is None and self.journal.exists():
+            self._until = time.monotonic() + self._rng.expovariate(1 / self._life_s)
+        return self._until is not None and time.monotonic() > self._until
 
     def end(self, noticed: bool, outcome: Outcome) -> None:
         assert self.process is not None

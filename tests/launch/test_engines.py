@@ -133,6 +133,18 @@ def test_a_file_is_refused_where_machines_would_share_it() -> None:
     make_engine("local", crew)
 
 
+def test_checkpoints_are_in_one_place_whatever_folder_a_worker_starts_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, wanted in ((None, f"{tmp_path}/tuner-artifacts"), ("a", f"{tmp_path}/a"), ("s3://b/p", "s3://b/p")):
+        crew = Crew(study="s", workers=2, storage=SERVER, artifacts=given)
+        assert [make_engine(place, crew).crew.artifacts for place in ("slurm", "ray")] == [wanted, wanted]
+    assert caplog.text == ""
+    make_engine("kubernetes", Crew(study="s", workers=2, storage=SERVER), kubernetes=["image=tuner:1"])
+    assert "each pod keeps its checkpoints to itself" in caplog.text
+
+
 def test_a_server_of_this_machine_alone_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
     make_engine("slurm", Crew(study="s", workers=2, storage="postgresql://me@localhost/tuner"))
     assert "on other machines localhost is another database, if any" in caplog.text

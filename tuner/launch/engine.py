@@ -15,7 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -184,18 +184,25 @@ def make_engine(
 
         return LocalWorkers.of(crew)
     _must_be_shared(crew.storage)
-    if place == "slurm":
-        from tuner.launch.slurm import SlurmWorkers
-
-        return SlurmWorkers(crew, settings(slurm, "--slurm"))
     if place == "kubernetes":
         from tuner.launch.kubernetes import KubernetesWorkers
 
         return KubernetesWorkers(crew, settings(kubernetes, "--kubernetes"))
+    crew = replace(crew, artifacts=_same_place(crew.artifacts))
+    if place == "slurm":
+        from tuner.launch.slurm import SlurmWorkers
+
+        return SlurmWorkers(crew, settings(slurm, "--slurm"))
     from tuner.launch.ray import RayWorkers, read_runtime_env
 
     environment = None if runtime_env is None else read_runtime_env(runtime_env)
     return RayWorkers(crew, address=address, runtime_env=environment)
+
+
+def _same_place(artifacts: str | None) -> str:
+    """Where checkpoints live, whatever folder a worker starts in."""
+    place = artifacts or "tuner-artifacts"
+    return place if "://" in place else str(Path(place).absolute())
 
 
 def _must_be_shared(storage: str) -> None:

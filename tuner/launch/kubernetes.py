@@ -49,6 +49,11 @@ class KubernetesWorkers(Engine):
                 "--kubernetes image=IMAGE is missing: the container image that has tuner, such as the one that "
                 "docker-compose.yml builds, pushed to a registry of the cluster"
             )
+        if crew.artifacts is None and not options.get("claim"):
+            _log.warning(
+                "each pod keeps its checkpoints to itself, so what a lost one trained begins anew; give --kubernetes "
+                "claim=VOLUME, or --artifacts s3://bucket/path"
+            )
         self._options = options
         self._id = f"{label(crew.study)}-{uuid.uuid4().hex[:6]}"
         self._started = False

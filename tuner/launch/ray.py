@@ -91,6 +91,11 @@ class RayWorkers(Engine):
                 f"a worker of {crew.needs} fits on no node of this Ray cluster, whose largest has {largest}; "
                 "ask for fewer, or add such a node first"
             )
+        hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        if len(hosts) > 1 and "://" not in (crew.artifacts or ""):
+            _log.warning(
+                "checkpoints go to %s, which every node has to see; --artifacts also takes s3://…", crew.artifacts
+            )
         if sum(room) < crew.workers:
             _log.warning("room for %d of %s; the others start as nodes join", sum(room), count(crew.workers, "worker"))
 
