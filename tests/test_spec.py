@@ -41,6 +41,12 @@ def problems(content: dict[str, Any], **overrides: Any) -> list[str]:
     return caught.value.problems
 
 
+def _synthetic(name: str, **keys: Any) -> dict[str, Any]:
+    """Sections of a study on a synthetic source."""
+    metric = "mse" if name == "linear_noise" else "error"
+    return {"study": {"metric": metric}, "data": {"source": f"synthetic:{name}", "synthetic": keys}}
+
+
 def smallest(**sections: Any) -> dict[str, Any]:
     """The smallest study file with some keys added or replaced."""
     content = tomllib.loads(SMALLEST)
@@ -132,6 +138,22 @@ class TestGood:
 
 
 class TestStored:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            {"corrupt": "random_labels"},
+            {"corrupt": {"kind": "random_labels", "fraction": 0.5, "seed": 3}},
+            {"source": "synthetic:gaussian_mixture", "synthetic": {"means": [1, 2], "variances": [1, 4.5]}},
+            {"source": "synthetic:gaussian_mixture", "synthetic": {"means": [[1, 2], [3, 4]], "prior": 0.2}},
+            {"source": "synthetic:two_moons", "synthetic": {"rows": 7, "noise": 0.1, "label_noise": 0.2}},
+        ],
+        ids=str,
+    )
+    def test_data_round_trip(self, data: dict[str, Any]) -> None:
+        spec = parse_spec(smallest(study={"shows": "random_labels"}, data=data))
+        assert parse_spec(json.loads(spec.as_json())) == spec
+        assert spec.digest != parse_spec(smallest(study={"shows": "random_labels"})).digest
+
     @pytest.mark.parametrize("sampler", ["random", "grid", "tpe", "qmc"])
     def test_round_trip(self, sampler: str) -> None:
         spec = study(sampler, data={"split": {"train": 0.5, "val": 0.25, "test": 0.25}, "target": "y"})
@@ -362,6 +384,50 @@ class TestBad:
                 {"search": {"trials": 3, "refine": {"rounds": 4, "keep": 0.5}}},
                 "search.refine: 4 rounds need at least as many trials, search.trials is 3; give more trials, or fewer",
             ),
+            ({"study": {"shows": "magic"}}, "study.shows: 'magic' is not one of law_of_large_numbers, bias_variance, "),
+            (
+                {"data": {"synthetic": {"rows": 9}}},
+                "data.synthetic: is for synthetic: sources; data.source is sklearn:digits; drop it",
+            ),
+            (_synthetic("two_moons", rows=2), "data.synthetic.rows: should be greater than or equal to 3, got 2"),
+            (_synthetic("two_moons", mean=1), "data.synthetic.mean: unknown key; did you mean means?"),
+            (
+                _synthetic("two_moons", theta=[1]),
+                "data.synthetic.theta: is for linear_noise; data.source is synthetic:",
+            ),
+            (_synthetic("gaussian_mixture", noise=1.0), "data.synthetic.noise: is for linear_noise and two_moons; "),
+            (
+                _synthetic("gaussian_mixture", means=[1]),
+                "data.synthetic.means: needs two, of class 0 and of class 1, each",
+            ),
+            (
+                _synthetic("gaussian_mixture", means=["a", 2]),
+                "data.synthetic.means: needs a number or a list of numbers",
+            ),
+            (_synthetic("gaussian_mixture", means=[1, math.inf]), "data.synthetic.means: needs finite numbers"),
+            (
+                _synthetic("gaussian_mixture", means=[[1, 2], [1, 2, 3]]),
+                "data.synthetic: sizes differ: means[0] is of 2, means[1] is of 3",
+            ),
+            (
+                _synthetic("linear_noise", theta=[1, 2], dimension=3),
+                "data.synthetic: sizes differ: theta is of 2, dimension is of 3",
+            ),
+            (_synthetic("gaussian_mixture", variances=[1, 0]), "data.synthetic.variances: needs two numbers above 0"),
+            (
+                _synthetic("two_moons", label_noise=0.6),
+                "data.synthetic.label_noise: should be less than or equal to 0.5",
+            ),
+            (
+                {"data": {"corrupt": "labels"}},
+                "data.corrupt.kind: 'labels' is not one of random_labels, shuffled_pixels",
+            ),
+            ({"data": {"corrupt": {"fraction": 0.5}}}, "data.corrupt.kind: missing; this key is required"),
+            (
+                {"data": {"corrupt": {"kind": "random_pixels", "fraction": 0.5}}},
+                "data.corrupt: fraction is for random_labels; random_pixels spoils every row: drop it",
+            ),
+            ({"data": {"drop": [1]}}, "data.drop.0: should be a valid string, got 1"),
         ],
     )
     def test_told(self, sections: dict[str, Any], told: str) -> None:

@@ -7,9 +7,12 @@ from typing import get_args
 
 import pytest
 
+from tests.browser import browser_page, has_browser
 from tests.cli.command import TINY, refused, strict_json, tuner, tuner_json, write_study
+from tests.demonstrations.test_random_labels import measured
 from tuner.demonstrations import Demonstration, exhibit
 from tuner.manager import StudyManager
+from tuner.report.html import write_exhibit
 from tuner.spec import Shown
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -69,6 +72,29 @@ def test_run_shows_what_the_study_file_names() -> None:
     tuner("delete", "tiny", "--yes")
     tuner("create", "tiny.toml")
     assert StudyManager("sqlite:///tuner.db").demonstrations("tiny") == {}, "they go with the study"
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_study_without_test_rows_shows_it_too() -> None:
+    write_study(SMALL.replace("[data]", "[data]\nsplit = { train = 0.7, val = 0.3, test = 0.0 }"))
+    tuner("create", "tiny.toml")
+    tuner("worker", "tiny", "--device", "cpu", "--quiet")
+    result = tuner("run", "tiny.toml", "--device", "cpu")
+    assert "numbers        figures/tiny-random_labels.json\n" in result.stdout
+    assert "test error" not in result.stdout
+
+
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    if not has_browser():
+        return
+    found = Demonstration.of("digits", "random_labels", measured())
+    page, _ = write_exhibit(found, tmp_path)
+    with browser_page(viewport={"width": 900, "height": 700}, color_scheme="dark") as opened:
+        opened.goto(page.as_uri())
+        opened.wait_for_selector("#random_labels .main-svg")
+        assert "It holds. The network fits all 1,079 random labels" in opened.inner_text("#told")
+        assert opened.locator("#random_labels .scatterlayer path.js-line").count() == 12
+        assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.usefixtures("_quick")

@@ -257,7 +257,7 @@ def outcome_text(study: Record, database: str, option: str = "") -> str:
     return "\n\n".join(
         [
             f"{name}: {work_done(study)}",
-            "\n".join([pairs(scores(study), indent=""), *simpler_models(evaluation)]),
+            "\n".join([pairs(scores(study), indent=""), *(simpler_models(evaluation) if evaluation else [])]),
             f"winner: trial {_trained(best)}\n{pairs(told(best['params']))}",
             *([demonstration_text(shown)] if (shown := study.get("demonstration")) else []),
             pairs(what_next, indent=""),
