@@ -386,6 +386,21 @@ class TestBad:
             ),
             ({"study": {"shows": "magic"}}, "study.shows: 'magic' is not one of law_of_large_numbers, bias_variance, "),
             (
+                {"study": {"shows": "random_labels", "metric": "mse"}},
+                "study.shows: random_labels is of classes; metric mse is of numbers; use error, or drop shows",
+            ),
+            (
+                {"study": {"shows": "law_of_large_numbers"}},
+                "study.shows: law_of_large_numbers needs a known truth; data.source is sklearn:digits; use one of",
+            ),
+            (
+                {
+                    "study": {"shows": "law_of_large_numbers"},
+                    "data": {"source": "synthetic:two_moons", "corrupt": "random_labels"},
+                },
+                "study.shows: law_of_large_numbers needs a known truth, and corrupted data have none; drop data",
+            ),
+            (
                 {"data": {"synthetic": {"rows": 9}}},
                 "data.synthetic: is for synthetic: sources; data.source is sklearn:digits; drop it",
             ),

@@ -48,6 +48,15 @@ Shown = Literal[
     "double_descent",
     "implicit_regularization",
 ]
+# Those that count errors.
+OF_CLASSES: tuple[Shown, ...] = (
+    "rademacher",
+    "complexity",
+    "random_labels",
+    "dropout",
+    "double_descent",
+    "implicit_regularization",
+)
 Corruption = Literal["random_labels", "shuffled_pixels", "random_pixels", "gaussian_inputs"]
 Distribution = Literal["gaussian_mixture", "linear_noise", "two_moons"]
 
@@ -636,6 +645,8 @@ def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
                 f"search.refine: {search.refine.rounds} rounds need at least as many trials, search.trials is "
                 f"{search.trials}; give more trials, or fewer rounds"
             )
+    if spec.study.shows is not None and sound("study", "data.source", "data.corrupt"):
+        yield from _shown_problems(spec, spec.study.shows)
     if search.min_epochs > training.max_epochs and sound("search.min_epochs", "training.max_epochs"):
         yield (
             f"search.min_epochs: {search.min_epochs} is above training.max_epochs {training.max_epochs}; "
@@ -657,6 +668,16 @@ def _conflicts(spec: StudySpec, broken: frozenset[Location]) -> Iterator[str]:
             yield f"{key}: the refit on train+val leaves no rows to stop early on; drop training.patience"
         if training.keep == "best" and sound("training.keep"):
             yield f"{key}: the refit on train+val leaves no rows to pick the best epoch on; drop training.keep"
+
+
+def _shown_problems(spec: StudySpec, shows: Shown) -> Iterator[str]:
+    """What a demonstration needs of a study and the file already denies."""
+    if shows in OF_CLASSES and spec.task != "classification":
+        yield f"study.shows: {shows} is of classes; metric {spec.study.metric} is of numbers; use error, or drop shows"
+    if shows == "law_of_large_numbers" and not spec.data.source.startswith("synthetic:"):
+        yield f"study.shows: {shows} needs a known truth; data.source is {spec.data.source}; use one of synthetic:"
+    elif shows == "law_of_large_numbers" and spec.data.corrupt is not None:
+        yield f"study.shows: {shows} needs a known truth, and corrupted data have none; drop data.corrupt"
 
 
 def _synthetic_problems(source: str, section: SyntheticSection) -> Iterator[str]:

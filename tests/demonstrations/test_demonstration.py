@@ -84,6 +84,18 @@ def test_a_study_without_test_rows_shows_it_too() -> None:
     assert "test error" not in result.stdout
 
 
+def test_what_cannot_be_shown_does_not_spoil_the_outcome() -> None:
+    """Only the data say that there are three classes, where the bound is for two."""
+    write_study(TINY.replace('metric = "error"', 'metric = "error"\nshows = "rademacher"'))
+    tuner("create", "tiny.toml")
+    tuner("worker", "tiny", "--device", "cpu", "--quiet")
+    result = tuner("run", "tiny.toml", "--device", "cpu")
+    assert "tiny: rademacher is not demonstrated: study 'tiny': the bound is for two classes" in result.stderr
+    assert "test error" in result.stdout
+    assert "figure" not in result.stdout
+    assert not Path("figures").exists()
+
+
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     if not has_browser():
         return

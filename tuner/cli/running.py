@@ -155,8 +155,11 @@ def conclude(
         view.say(f"{name}: demonstrating {shows}")
         from tuner.demonstrations import demonstrate
 
-        demonstrate(manager, name, shows, device=device, say=lambda text: view.say(f"{name}: {text}"))
-        news = True
+        try:
+            demonstrate(manager, name, shows, device=device, say=lambda text: view.say(f"{name}: {text}"))
+            news = True
+        except TunerError as error:  # the search and its test score are not lost on it
+            logging.getLogger(__name__).warning("%s: %s is not demonstrated: %s", name, shows, error)
     write_note(manager, name)
     if news and summary.state == "finished" and summary.epochs_trained <= REPORTED_EPOCHS:
         view.say(f"{name}: drawing the report")
@@ -188,7 +191,7 @@ def report(
 
 def _written(manager: StudyManager, name: str, shows: Shown | None, folder: Path) -> dict[str, Any] | None:
     """What the study file asks to show, written to a folder."""
-    if shows is None:
+    if shows is None or shows not in manager.demonstrations(name):
         return None
     from tuner.demonstrations import Demonstration
     from tuner.report.html import write_exhibit
