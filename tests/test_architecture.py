@@ -24,7 +24,9 @@ BREACHES: list[tuple[str, dict[str, str]]] = [
     (NUMERICS, {"learning/breach.py": "import optuna"}),
     (NUMERICS, {"data/breach.py": "import tuner.storage"}),
     (NUMERICS, {"data/breach.py": "import tuner.between", "between.py": "from sqlalchemy import text"}),
+    (NUMERICS, {"theory/breach.py": "import optuna"}),
     (COORDINATION, {"search/breach.py": "import torch"}),
+    (COORDINATION, {"search/breach.py": "import tuner.theory"}),
     (COORDINATION, {"storage/breach.py": "def lazily():\n    from tuner.learning import mlp"}),
     (COORDINATION, {"manager.py": "import tuner.between", "between.py": "import tuner.data"}),
     (SEALED, {"worker.py": "import tuner.data.sealed"}),
@@ -36,6 +38,8 @@ BREACHES: list[tuple[str, dict[str, str]]] = [
     (LAYERS, {"worker.py": "import tuner.evaluation", "evaluation.py": ""}),
     (LAYERS, {"worker.py": "import tuner.between", "between.py": "import tuner.evaluation", "evaluation.py": ""}),
     (LAYERS, {"manager.py": "import tuner.worker", "worker.py": ""}),
+    (LAYERS, {"refits.py": "import tuner.demonstrations"}),
+    (SEALED, {"demonstrations/breach.py": "import tuner.data.sealed"}),
     (LAYERS, {"trial.py": "import tuner.search"}),
     (VOCABULARY, {"errors.py": "import torch"}),
 ]

@@ -150,7 +150,7 @@ def draw(data: Mapping[str, Any]) -> Figure:
     networks = data["networks"]
     fractions = sorted({network["fraction"] for network in networks})
     drawing = make_subplots(
-        rows=2, cols=1, specs=[[{"type": "xy"}], [{"type": "table"}]], row_heights=[0.5, 0.5], vertical_spacing=0.12
+        rows=2, cols=1, specs=[[{"type": "xy"}], [{"type": "table"}]], row_heights=[0.45, 0.55], vertical_spacing=0.12
     )
 
     def means(of: Any) -> list[float | None]:
@@ -182,8 +182,8 @@ def draw(data: Mapping[str, Any]) -> Figure:
     plain = {"fill": {"color": "rgba(0,0,0,0)"}, "align": "left"}
     drawing.add_table(
         header={"values": ["measure", "formula", "source", "τ with the gap"], **plain},
-        cells={"values": columns, **plain, "height": 24}, columnwidth=[2, 4, 4, 1.3], row=2, col=1,
+        cells={"values": columns, **plain, "height": 24}, columnwidth=[2, 4.6, 4.6, 1.6], row=2, col=1,
     )  # fmt: skip
     drawing.update_xaxes(title="share of random labels", row=1, col=1)
     drawing.update_yaxes(title="relative to true labels", type="log", row=1, col=1)
-    return styled("complexity", TITLE, claim(data).sentence, drawing, height=820, min_width=760)
+    return styled("complexity", TITLE, claim(data).sentence, drawing, height=880, min_width=1000)
