@@ -179,8 +179,11 @@ def _size(finding: Finding) -> float:
 
 
 def _told(metric: Metric, finding: Finding) -> str:
-    without = "without " if finding.variant.group == "without" else ""
-    return f"{without}{finding.variant.title}: {effect_text(metric, finding.effect)}"
+    return f"{_title(finding)}: {effect_text(metric, finding.effect)}"
+
+
+def _title(finding: Finding) -> str:
+    return f"{'without ' if finding.variant.group == 'without' else ''}{finding.variant.title}"
 
 
 def _harm(metric: Metric, finding: Finding) -> float:
@@ -210,7 +213,10 @@ def _questions(metric: Metric, findings: Sequence[Finding]) -> dict[str, dict[st
             answer = "yes"
         else:
             answer = "no" if all(f.effect.verdict == "worse" for f in some) else "unseen"
-        answers[question] = {"answer": answer, "evidence": _told(metric, best)}
+        told = _told(metric, best)
+        if answer == "unseen" and best.effect.verdict == "unseen":
+            told = f"at best {_title(best)}: {points(metric, best.effect.mean, best.effect.half_width)}"
+        answers[question] = {"answer": answer, "evidence": told}
     return answers
 
 
