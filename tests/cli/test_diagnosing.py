@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import TINY, refused, strict_json, tuner, tuner_json, write_study
+from tuner.cli import main
+from tuner.diagnosis.diagnose import FEWEST_SEEDS, SEEDS
 from tuner.diagnosis.probes import Lab
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -64,3 +66,9 @@ def test_ctrl_c_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nothing that was stored is lost" in tuner("diagnose", "tiny", "-q", code=130).stderr
     assert tuner_json("show", "tiny")["state"] == "finished"
     assert strict_json(tuner("report", "tiny", "--json").stdout)["diagnosis"] is None
+
+
+def test_the_command_and_the_function_agree() -> None:
+    """The command cannot import the function's module for its help: that is too slow."""
+    (option,) = [parameter for parameter in main.commands["diagnose"].params if parameter.name == "seeds"]
+    assert (option.default, option.type.min) == (SEEDS, FEWEST_SEEDS)  # type: ignore[attr-defined]

@@ -170,7 +170,7 @@ def _verdict(
             reasons.append(f"the gap to train is {part} of {short}its validation {metric}")
         return "overfitting", "; ".join(reasons)
     if is_gap:
-        return "gap", "it is worse on validation than on train, but nothing that was tried shows harm in that"
+        return "gap", "nothing that was tried shows harm in that"
     return "balanced", "no gap between train and validation was seen, and freeing it was not seen to help"
 
 

@@ -13,7 +13,7 @@ Record = Mapping[str, Any]
 HEADS = {
     "overfitting": "It overfits.",
     "underfitting": "It underfits.",
-    "gap": "It does better on train than on validation; no harm was seen in that.",
+    "gap": "It does better on train than on validation.",
     "balanced": "Neither under- nor overfitting was seen.",
     "unknown": "Nothing can be said about its fit.",
 }
