@@ -11,7 +11,7 @@ INPUTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench bench-storage bench-data bench-predict bench-quality bench-dashboard chaos clean
+.PHONY: help demo test check bench bench-storage bench-data bench-predict bench-quality bench-dashboard pictures chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,9 @@ bench-quality: .venv/.installed-test ## measure test errors on the tables in DAT
 
 chaos: .venv/.installed-test ## kill workers, crash databases and cut connections at random, and check every promise
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(ARGS)
+
+pictures: .venv/.installed-test ## draw the README's pictures anew, from a real run: docs/live.svg and docs/report.png
+	$(BIN)/python -m tests.pictures
 
 clean: ## remove .venv and all caches; studies and their databases stay
 	rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

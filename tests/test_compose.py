@@ -116,12 +116,26 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def cuda_devices() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def test_a_study_is_finished_by_the_services_own_commands(folder: Path) -> None:
     with fresh_database("postgresql", folder) as url:
         with running("create", folder, url) as create:
             out, err = create.communicate(timeout=DEADLINE_S)
             assert create.returncode == 0, err
             assert out.startswith("tiny: created, 40 trials")
+        with running("worker-gpu", folder, url) as gpu:
+            _, err = gpu.communicate(timeout=DEADLINE_S)
+            if cuda_devices():
+                assert (gpu.returncode, err.endswith("tiny: finished\n")) == (0, True), err
+                return
+            assert (gpu.returncode, "cuda" in err.lower()) == (2, True), (
+                err
+            )  # it asks for GPUs, and takes no CPU instead
         with running("worker", folder, url) as one, running("worker", folder, url) as two:
             for worker in (one, two):
                 _, err = worker.communicate(timeout=DEADLINE_S)

@@ -53,6 +53,21 @@ class Terminal:
         above = ["".join(line[x].data for x in sorted(line)) for line in self._screen.history.top]
         return "\n".join(line.rstrip() for line in [*above, *self._screen.display]).rstrip()
 
+    def screen(self) -> list[str]:
+        """The lines on the screen now."""
+        return [line.rstrip() for line in self._screen.display]
+
+    def styled(self) -> list[list[tuple[str, str]]]:
+        """The lines on the screen down to the last one that is not empty, each as pieces of text with rich's styles."""
+        lines = []
+        for y in range(self._screen.lines):
+            cells = [self._screen.buffer[y][x] for x in range(self._screen.columns)]
+            styles = [f"{'bold ' if c.bold else ''}{'' if c.fg == 'default' else c.fg}".strip() for c in cells]
+            lines.append([(cell.data, style) for cell, style in zip(cells, styles, strict=True)])
+        while lines and not "".join(text for text, _ in lines[-1]).strip():
+            lines.pop()
+        return lines
+
     @property
     def cursor_hidden(self) -> bool:
         return bool(self._screen.cursor.hidden)

@@ -1,10 +1,15 @@
 """Progress: a live view on a real terminal that leaves nothing behind, plain lines elsewhere."""
 
+import os
+import shutil
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
-from tests.cli.command import TINY, tuner, tuner_json, wait_until, write_study
+from tests.cli.command import DEADLINE_S, ROOT, TINY, tuner, tuner_json, wait_until, write_study
 from tests.cli.terminal import Terminal
 from tuner.cli.progress import Plain, Watch
 from tuner.manager import StudyManager
@@ -55,6 +60,59 @@ def test_brackets_fill_and_ctrl_c_leaves_a_clean_screen() -> None:
     assert "in flight" not in shown.splitlines()[-1]
     assert not terminal.cursor_hidden
     assert tuner_json("show", "tiny")["trials"]["running"] == 0
+
+
+SAID = "tiny  random sampler, hyperband pruner"
+
+
+def one_view(screen: list[str], columns: int) -> bool:
+    """Whether a screen has the live view once, and as wide as it may be: what an older one left would stay for good."""
+    text = "\n".join(screen)
+    return (text.count(SAID), text.count("in flight")) == (1, 1) and all(len(line) < columns for line in screen)
+
+
+def test_resizing_in_mid_run_leaves_one_view() -> None:
+    with Terminal("run", write_study(LONG), "--workers", "1", "--device", "cpu") as terminal:
+        terminal.wait_until(lambda shown: SAID in shown)
+        for columns, lines in ((60, 24), (40, 10), (120, 40), (100, 30)):
+            terminal.resize(columns, lines)
+            terminal.wait_until(lambda _, columns=columns: one_view(terminal.screen(), columns))
+        # Nothing flickers: the screen is never cleared as a whole.
+        assert b"\x1b[2J" not in terminal.raw
+        terminal.press_ctrl_c()
+        code, shown = terminal.finish()
+    assert (code, SAID in "\n".join(shown.splitlines()[-3:]), terminal.cursor_hidden) == (130, False, False)
+
+
+def test_a_terminal_that_wraps_what_is_there_when_it_is_made_narrower() -> None:
+    """tmux does, as most do; a picture that was drawn wide takes more rows then, and all of them must go."""
+    if shutil.which("tmux") is None:
+        assert not os.environ.get("CI"), "tmux is not there: apt-get install tmux"
+        pytest.skip("no tmux")
+    socket = f"tuner-{os.getpid()}"
+
+    def tmux(*words: str) -> str:
+        command = ["tmux", "-L", socket, "-f", "/dev/null", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE_S).stdout
+
+    def shown() -> str:
+        time.sleep(1.0)  # tmux tells its programs of a new size once nobody has asked it anything for a moment
+        return tmux("capture-pane", "-p", "-t", "0")
+
+    longer = LONG.replace("trials = 400", "trials = 8000")
+    run = f"env -u COLUMNS PYTHONPATH={ROOT} {sys.executable} -m tuner run {write_study(longer)} --workers 1"
+    tmux("new-session", "-d", "-x", "110", "-y", "40", f"seq 101 118; {run}; read wait")
+    try:
+        wait_until(lambda: "in flight" in shown())
+        tmux("resize-window", "-x", "60", "-y", "40")
+        wait_until(lambda: one_view(shown().splitlines(), 60))
+        view = shown()
+        assert "118\ntiny  random" in view, f"nor is anything lost that was there before:\n{view}"
+        tmux("send-keys", "C-c")
+        wait_until(lambda: "the same command goes on from here" in " ".join(shown().split()))
+        assert "in flight" not in shown()
+    finally:
+        tmux("kill-server")
 
 
 def test_a_worker_on_a_terminal() -> None:

@@ -106,13 +106,16 @@ class Live(Silent):
         from rich.live import Live as RichLive
         from rich.text import Text
 
+        from tuner.cli.redrawn import Redrawn
+
         self._console = Console(stderr=True)
         self._speed, self._shares = Speed(), Speed()
         self._start = time.monotonic()
         self._phase = Text("")
         self._live = RichLive(
-            self._phase, console=self._console, refresh_per_second=4, transient=True, vertical_overflow="crop"
+            self._phase, console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop"
         )
+        self._live._live_render = Redrawn(self._console, self._phase)
 
     def __enter__(self) -> Self:
         self._live.__enter__()
