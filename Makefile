@@ -11,7 +11,7 @@ INPUTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench bench-storage bench-data bench-predict bench-quality bench-dashboard pictures chaos clean
+.PHONY: help demo test check bench bench-storage bench-scale bench-data bench-predict bench-quality bench-dashboard pictures chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ bench: .venv/.installed-test ## measure the fused trainer against plain PyTorch
 
 bench-storage: .venv/.installed-test ## measure what the storage costs a trial against plain Optuna, and 64 workers on one server
 	$(BIN)/python -m tests.benchmarks.storage $(ARGS)
+
+bench-scale: .venv/.installed-test ## simulate how many workers one PostgreSQL takes, from what its calls are measured to cost
+	$(BIN)/python -m tests.benchmarks.scale $(ARGS)
 
 bench-predict: .venv/.installed-test ## measure predicting a large file against a bare forward pass, reading and writing
 	$(BIN)/python -m tests.benchmarks.predictions $(ARGS)
