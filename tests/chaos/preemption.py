@@ -1,16 +1,9 @@
-"""Machines that are taken away: real workers that train, each for a random time, every other with a notice before.
-
-    python -m tests.chaos.preemption [--life 10] [--workers 2] [--trials 2000]
-
-prints how long a study takes whose workers are taken away all the time, beside one whose workers are left alone, and
-how much of the difference is explained by what was lost: what was trained since the last save, the wait for leases of
-workers that vanished without a notice, and the start of those that replace them.
-"""
+"""Machines that are taken away: real workers that train, each for a random time, every other with a notice before."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -20,7 +13,6 @@ import time
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tuner import worker
@@ -103,16 +95,19 @@ def preempted(
     folder: Path,
     spec: StudySpec,
     *,
-    life_s: float,
+    life_s: float = math.inf,
+    life_saves: int | None = None,
     workers: int = 2,
     seed: int = 0,
     settings: dict[str, float] | None = None,
 ) -> Outcome:
-    """Bring a study to its end with workers that live ``life_s`` seconds on average; infinity leaves them alone."""
+    """Bring a study to its end with workers that live ``life_s`` seconds on average, or ``life_saves`` entries of their
+    journals, which does not depend on how busy the machine is.
+    """
     rng = random.Random(seed)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.chaos.preemption"])
-    outcome, crew = Outcome(), [_Place(rng, life_s) for _ in range(workers)]
+    outcome, crew = Outcome(), [_Place(rng, life_s, life_saves) for _ in range(workers)]
     with StudyManager(url, folder / "artifacts") as manager:
         create_study(manager, spec, folder)
         began, made, noticed = time.monotonic(), 0, False
@@ -143,8 +138,8 @@ def preempted(
 class _Place:
     """One machine after the other, each with a worker."""
 
-    def __init__(self, rng: random.Random, life_s: float) -> None:
-        self._rng, self._life_s = rng, life_s
+    def __init__(self, rng: random.Random, life_s: float, life_saves: int | None) -> None:
+        self._rng, self._life_s, self._life_saves = rng, life_s, life_saves
         self.process: BaseProcess | None = None
         self.journal = Path(os.devnull)
         self._until: float | None = None
@@ -159,9 +154,15 @@ class _Place:
 
     def due(self) -> bool:
         """Whether its time is over, which begins with its first claim."""
-        if self._until is None and self.journal.exists():
-            self._until = time.monotonic() + self._rng.expovariate(1 / self._life_s)
-        return self._until is not None and time.monotonic() > self._until
+        if not self.journal.exists():
+            return False
+        if self._life_saves is not None:
+            if self._until is None:
+                self._until = self._rng.randint(2, 2 * self._life_saves)
+            return len(self.journal.read_text().splitlines()) >= self._until
+        if self._until is None:
+            self._until = time.monotonic() + (self._rng.expovariate(1) * self._life_s)
+        return time.monotonic() > self._until
 
     def end(self, noticed: bool, outcome: Outcome) -> None:
         assert self.process is not None
@@ -172,6 +173,7 @@ class _Place:
         else:
             outcome.vanished += 1
             self.process.kill()
+            self.process.join()
         self._gone = time.time()
 
     def bury(self, outcome: Outcome) -> None:
@@ -199,34 +201,3 @@ def check(manager: StudyManager, spec: StudySpec) -> None:
     assert {row.state for row in rows} <= {"complete", "pruned"}, {row.reason for row in rows if row.state == "failed"}
     curves = manager.curves("spot")
     assert all([point.epoch for point in curves[row.number]] == list(range(1, row.epochs + 1)) for row in rows)
-
-
-def main() -> None:
-    """Print both studies, and the ratio that is left unexplained."""
-    from tests.storage.servers import fresh_database
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--life", type=float, default=10.0, help="seconds that a worker lives on average")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--trials", type=int, default=2000)
-    parser.add_argument("--database", default="postgresql")
-    given = parser.parse_args()
-    spec, seconds = make_spec(given.trials), list[float]()
-    for life_s in (1e9, given.life):
-        with TemporaryDirectory() as folder, fresh_database(given.database, Path(folder)) as url:
-            outcome = preempted(url, Path(folder), spec, life_s=life_s, workers=given.workers, seed=1)
-            with StudyManager(url, Path(folder) / "artifacts") as manager:
-                check(manager, spec)
-                made = len(manager.workers("spot"))
-        seconds.append(outcome.seconds)
-    explained = seconds[0] + outcome.lost_s / given.workers
-    deaths = outcome.noticed + outcome.vanished
-    print(f"taken away {deaths} times, {outcome.noticed} of them with a notice; {made} workers in all")
-    longest = max(outcome.leave_s, default=0.0)
-    print(f"from a notice to the end: {longest:.1f} s at most, {outcome.killed} had to be killed")
-    print(f"left alone {seconds[0]:.1f} s, taken away {seconds[1]:.1f} s; what was lost explains {explained:.1f} s")
-    print(f"ratio {seconds[1] / explained:.2f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ HASTY = {"LEASE_S": 3.0, "HEARTBEAT_S": 0.5, "SAVE_S": 0.2, "RECORD_S": 0.2}
 def test_workers_are_taken_away(tmp_path: Path) -> None:
     spec = make_spec(81, max_epochs=81)
     with fresh_database("postgresql", tmp_path) as url:
-        outcome = preempted(url, tmp_path, spec, life_s=1.5, settings=HASTY)
+        outcome = preempted(url, tmp_path, spec, life_saves=3, settings=HASTY)
         with StudyManager(url, tmp_path / "artifacts") as manager:
             check(manager, spec)
             assert manager.summary("spot").trials["running"] == 0
