@@ -18,6 +18,7 @@ TRUTHS: dict[str, Truth] = {
     "noisy": GaussianMixture(label_noise=0.1, prior=0.3),
     "equal variances": GaussianMixture(means=((0.0, 0.0), (1.0, 2.0)), variances=(1.0, 1.0)),
     "five dimensions": GaussianMixture(dimensions=5),
+    "a plane": GaussianMixture(dimensions=2, variances=(1.0, 25.0)),
     "equal means": GaussianMixture(means=((1.0,), (1.0,)), variances=(1.0, 9.0), dimensions=3),
     "linear": LinearNoise(theta=(1.0, -2.0, 0.5), noise=0.7),
     "moons": TwoMoons(noise=0.3, label_noise=0.05, prior=0.4),
@@ -94,14 +95,32 @@ def test_the_slides_example_by_quadrature() -> None:
 
 def test_quadratures_agree_with_finer_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     def irreducible() -> list[float]:
-        fresh = [GaussianMixture(dimensions=5), TwoMoons(noise=0.3), GaussianMixture(variances=(0.1, 4.0))]
-        return [truth.irreducible for truth in fresh]
+        fresh = [
+            *(GaussianMixture(dimensions=D, variances=(1.0, 100.0)) for D in (1, 2, 5)),
+            *(GaussianMixture(dimensions=D, variances=(1e-8, 1.0)) for D in (1, 2)),
+            TwoMoons(noise=0.3),
+        ]
+        return [error for truth in fresh for error in (truth.irreducible, 0.01 * truth.bayes_error)]
 
     before = irreducible()
-    monkeypatch.setattr("tuner.data.synthetic._PLANE", (3001, 801))
-    monkeypatch.setattr("tuner.data.synthetic._LINE", 60_001)
+    monkeypatch.setattr("tuner.data.synthetic._PLANE", (300, 100))
+    monkeypatch.setattr("tuner.data.synthetic._LINE", 3_000)
     monkeypatch.setattr("tuner.data.synthetic._GAUSS", (96, 64))
     assert irreducible() == pytest.approx(before, abs=2e-6)
+
+
+def test_error_in_the_plane_by_a_closed_form() -> None:
+    """Of equal means in the plane r² is exponential, and class 1 is likelier beyond one radius."""
+    truth = GaussianMixture(means=((0.0,), (0.0,)), variances=(1.0, 100.0), dimensions=2)
+    square = 2 * math.log(100) / (1 - 1 / 100)
+    expected = 0.5 * math.exp(-square / 2) + 0.5 * (1 - math.exp(-square / 200))
+    assert truth.bayes_error == pytest.approx(expected, rel=1e-4)
+
+
+def test_errors_of_many_dimensions_take_no_memory_for_them() -> None:
+    """The distance that tells 10,000 dimensions' classes apart is that of two Gaussians on a line."""
+    truth = GaussianMixture(means=((0.0,), (0.01,)), variances=(1.0, 1.0), dimensions=10_000)
+    assert truth.bayes_error == pytest.approx(stats.norm.cdf(-0.5), abs=2e-5)
 
 
 def test_labels_and_rows() -> None:

@@ -25,8 +25,9 @@ from tuner.spec import DataSection, SyntheticSection, Vector
 Floats = npt.NDArray[np.float64]
 
 _REACH = 9.0  # standard deviations of a Gaussian that a quadrature covers: what is left out is below 1e-18
-_LINE = 20_001  # points of a quadrature over a line
-_PLANE = (2_001, 401)  # and over a plane
+_LINE = 1_000  # panels that a quadrature over a line has for each Gaussian, of its own width
+_PLANE = (200, 60)  # and over a plane in either direction
+_NODES = 4  # points of Gauss's rule in a panel
 _GAUSS = (64, 40)  # points of Gauss's rules, along a moon's arc and across it in either direction
 _ARC_SPACING = 0.25  # standard deviations between points of a moon's arc, over which its density is an integral
 _ARC = (32, 4096)  # and how many points there are, at least and at most
@@ -72,15 +73,18 @@ class Truth(ABC):
         """In closed form."""
 
     @abstractmethod
-    def quadrature(self) -> tuple[Floats, Floats]:
-        """Where f* varies, as points x (G, D) and weights (G,) that add up to 1: E[g(f*(x))] is the sum of weight times
-        g(f*(point)).
-        """
-
     def variance(self, x: Floats) -> Floats:
-        """Var(y|x), (n,): for classes f*(1 - f*)."""
-        p = self.optimal(x)
-        return p * (1 - p)
+        """Var(y|x): (n, D) -> (n,)."""
+
+    @property
+    @abstractmethod
+    def irreducible(self) -> float:
+        """R(f*) = E[Var(y|x)], the squared loss that no model goes below (slide "Optimal Hypothesis f*")."""
+
+    @property
+    def bayes_error(self) -> float:
+        """E[min(f*, 1 - f*)], the zero-one error that no classifier goes below. Raises ValueError without classes."""
+        raise ValueError("the target is a number: it has no zero-one error")
 
     def expected_risk(self, theta: Sequence[float], intercept: float = 0.0) -> float:
         """R(θ) = E[(θᵀx + b - y)²], exactly (slide "Example of Expected and Empirical Risk using GMM")."""
@@ -99,24 +103,34 @@ class Truth(ABC):
         theta = _solution(m.xx - np.outer(m.x, m.x), m.xy - m.y * m.x)
         return theta, float(m.y - theta @ m.x)
 
+
+class Classes(Truth):
+    """Of two classes, where all errors follow from the distribution of f*(x) = P(y = 1|x)."""
+
+    classes = True
+
+    @abstractmethod
+    def quadrature(self) -> tuple[Floats, Floats]:
+        """Values of f* (G,) and weights (G,) that add up to 1: E[g(f*(x))] is the sum of weight times g(value)."""
+
+    def variance(self, x: Floats) -> Floats:
+        """f*(1 - f*)."""
+        p = self.optimal(x)
+        return p * (1 - p)
+
     @cached_property
     def irreducible(self) -> float:
-        """R(f*) = E[Var(y|x)], the squared loss that no model goes below (slide "Optimal Hypothesis f*")."""
-        x, weight = self.quadrature()
-        return float(weight @ self.variance(x))
+        p, weight = self.quadrature()
+        return float(weight @ (p * (1 - p)))
 
     @cached_property
     def bayes_error(self) -> float:
-        """E[min(f*, 1 - f*)], the zero-one error that no classifier goes below. Raises ValueError without classes."""
-        if not self.classes:
-            raise ValueError("the target is a number: it has no zero-one error")
-        x, weight = self.quadrature()
-        p = self.optimal(x)
+        p, weight = self.quadrature()
         return float(weight @ np.minimum(p, 1 - p))
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianMixture(Truth):
+class GaussianMixture(Classes):
     """y = 1 with probability ``prior``; x|y = k is normal with mean ``means[k]`` and variance ``variances[k]`` in every
     direction; then y is flipped with probability ``label_noise`` (slide "Gaussian Mixture Model", whose numbers are the
     defaults). A mean of one number is that number in each of ``dimensions`` coordinates.
@@ -136,7 +150,6 @@ class GaussianMixture(Truth):
     prior: float = 0.5
     label_noise: float = 0.0
     dimensions: int = 1
-    classes = True
 
     @property
     def dimension(self) -> int:
@@ -153,11 +166,13 @@ class GaussianMixture(Truth):
         return x, _flipped(k, self.label_noise, rng)
 
     def optimal(self, x: Floats) -> Floats:
-        D = self.dimension
+        return self._optimal(np.stack([((x - center) ** 2).sum(1) for center in self.centers]))
+
+    def _optimal(self, squares: Floats) -> Floats:
+        """From the squared distances to both means, (2, n)."""
         log_odds = math.log(self.prior / (1 - self.prior))
-        for sign, center, variance in zip((-1, 1), self.centers, self.variances, strict=True):
-            squares = ((x - center) ** 2).sum(1)
-            log_odds = log_odds - sign * (squares / variance + D * math.log(variance)) / 2
+        for sign, square, variance in zip((-1, 1), squares, self.variances, strict=True):
+            log_odds = log_odds - sign * (square / variance + self.dimension * math.log(variance)) / 2
         return _with_noise(special.expit(log_odds), self.label_noise)
 
     @cached_property
@@ -176,28 +191,25 @@ class GaussianMixture(Truth):
         )
 
     def quadrature(self) -> tuple[Floats, Floats]:
-        """f* depends on two things: where x lies along the line through both means, and how far off that line."""
-        apart = self.centers[1] - self.centers[0]
-        distance = float(np.linalg.norm(apart))
-        along = apart / distance if distance else np.eye(self.dimension)[0]
-        deviations = np.sqrt(self.variances)
-        ends = np.array([0.0, distance])
-        several = self.dimension > 1
-        low, high = (ends - _REACH * deviations).min(), (ends + _REACH * deviations).max()
-        t = np.linspace(low, high, _PLANE[0] if several else _LINE)
-        weights = [stats.norm.pdf(t, end, deviation) for end, deviation in zip(ends, deviations, strict=True)]
-        points = self.centers[0] + t[:, None] * along
-        if several:
-            off = _orthogonal(along)
-            degrees = self.dimension - 1
-            r = np.linspace(0, (math.sqrt(degrees) + _REACH) * deviations.max(), _PLANE[1])
-            points = (points[:, None, :] + r[:, None] * off).reshape(-1, self.dimension)
-            weights = [
-                np.outer(weight, stats.chi.pdf(r / deviation, degrees) / deviation).ravel()
-                for weight, deviation in zip(weights, deviations, strict=True)
-            ]
-        weights = [weight / weight.sum() for weight in weights]
-        return points, (1 - self.prior) * weights[0] + self.prior * weights[1]
+        """f* depends on two things: where x lies along the line through both means, and how far off that line. Either
+        is cut into panels as fine as each of the two Gaussians asks for where it lies.
+        """
+        ends = np.array([0.0, np.linalg.norm(self.centers[1] - self.centers[0])])
+        deviations, degrees = np.sqrt(self.variances), self.dimension - 1
+        along, across = _PLANE if degrees else (_LINE, 0)
+        edges = np.linspace(-_REACH, _REACH, along + 1)
+        t, width = _panels(np.concatenate([end + d * edges for end, d in zip(ends, deviations, strict=True)]))
+        weights = [width * stats.norm.pdf(t, end, d) for end, d in zip(ends, deviations, strict=True)]
+        r = np.zeros(1)
+        if degrees:
+            root = math.sqrt(degrees)
+            edges = np.linspace(max(root - _REACH, 0.0), root + _REACH, across + 1)
+            r, width = _panels(np.outer(deviations, edges).ravel())
+            radial = [width * stats.chi.pdf(r / d, degrees) / d for d in deviations]
+            weights = [np.outer(*both).ravel() for both in zip(weights, radial, strict=True)]
+        squares = ((t[None, :] - ends[:, None]) ** 2)[:, :, None] + r**2
+        zero, one = (weight / weight.sum() for weight in weights)
+        return self._optimal(squares.reshape(2, -1)), (1 - self.prior) * zero + self.prior * one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,16 +246,13 @@ class LinearNoise(Truth):
         yy = float(theta @ theta) + self.noise**2
         return Moments(x=np.zeros(self.dimension), xx=np.eye(self.dimension), xy=theta, y=0.0, yy=yy)
 
-    def quadrature(self) -> tuple[Floats, Floats]:
-        t = np.linspace(-_REACH, _REACH, _LINE)
-        theta = np.array(self.theta)
-        length = float(np.linalg.norm(theta))
-        weight = stats.norm.pdf(t)
-        return t[:, None] * (theta / length if length else theta), weight / weight.sum()
+    @property
+    def irreducible(self) -> float:
+        return self.noise**2
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoMoons(Truth):
+class TwoMoons(Classes):
     """Two half circles of radius 1 in the plane: of class 0 the upper one around (0, 0), of class 1 the lower one
     around (1, ½); x lies on its arc uniformly, moved by normal noise of standard deviation ``noise`` in either
     direction; then y is flipped with probability ``label_noise``. The shape of scikit-learn's ``make_moons``, whose
@@ -253,7 +262,6 @@ class TwoMoons(Truth):
     noise: float = 0.2
     prior: float = 0.5
     label_noise: float = 0.0
-    classes = True
     dimension = 2
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
@@ -303,7 +311,7 @@ class TwoMoons(Truth):
         moved = self.noise * np.stack(np.meshgrid(z, z, indexing="ij"), -1).reshape(-1, 2)
         points = (arcs[:, :, None, :] + moved).reshape(-1, 2)
         each = np.einsum("t,a,b->tab", weight_t / 2, weight_z, weight_z).ravel() / weight_z.sum() ** 2
-        return points, np.concatenate([(1 - self.prior) * each, self.prior * each])
+        return self.optimal(points), np.concatenate([(1 - self.prior) * each, self.prior * each])
 
 
 def truth_of(name: str, section: SyntheticSection) -> Truth:
@@ -358,12 +366,12 @@ def _arcs(angle: Floats) -> Floats:
     return np.stack([upper, np.array([1.0, 0.5]) - upper])
 
 
-def _orthogonal(along: Floats) -> Floats:
-    """A unit vector at a right angle to another, (D,) with D > 1."""
-    least = int(np.argmin(np.abs(along)))
-    off = np.eye(len(along))[least] - along[least] * along
-    unit: Floats = off / np.linalg.norm(off)
-    return unit
+def _panels(edges: Floats) -> tuple[Floats, Floats]:
+    """Points and weights of Gauss's rule in every panel between edges, which come in any order."""
+    z, weight = np.polynomial.legendre.leggauss(_NODES)
+    edges = np.sort(edges)
+    half = np.diff(edges)[:, None] / 2
+    return (edges[:-1, None] + half * (1 + z)).ravel(), (half * weight).ravel()
 
 
 def _solution(matrix: Floats, vector: Floats) -> Floats:
