@@ -309,6 +309,12 @@ def test_the_page_in_a_browser(wide: StudyManager, width: int, scheme: str, tmp_
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == ("rgb(20, 24, 31)" if scheme == "dark" else "rgb(255, 255, 255)")
         assert page.locator(".drawing[role=img][aria-label]").count() == len(ALL)
+        widths = "[...document.querySelectorAll('.drawing svg.main-svg')].map((figure) => figure.clientWidth)"
+        on_screen = page.evaluate(widths)
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert set(page.evaluate(widths)) == {680}, "what a sheet of A4 holds"
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert page.evaluate(widths) == on_screen
         assert page.pdf().startswith(b"%PDF")
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
     assert said == []
