@@ -8,11 +8,13 @@ import torch
 
 from tests.learning.packs import make_config, make_data, plain_arrays
 from tuner.data.dataset import Rows, View
+from tuner.errors import TunerError
 from tuner.learning.device import DeviceData
 from tuner.learning.lanes import Lane, Pack
 from tuner.learning.metrics import score
 from tuner.learning.mlp import MLP
 from tuner.learning.plain import train_alone
+from tuner.theory.averaging import follow
 from tuner.theory.runs import outputs, resampled, train
 
 VIEWS = (("standard", 0), ("standard", 1))
@@ -78,3 +80,14 @@ def test_lanes_are_told_apart() -> None:
     one = Lane(number=0, config=make_config(), key=1)
     with pytest.raises(ValueError, match="two lanes have one number"):
         train([one, one], data, "error")
+
+
+def test_networks_that_diverge_are_told_with_their_learning_rate() -> None:
+    data = make_data()
+    configs = [make_config(width=5), make_config(width=8, learning_rate=1e300, depth=2)]
+    some = [Lane(number=i, config=config, key=i) for i, config in enumerate(configs)]
+    (fine,) = train(some[:1], data, "error")
+    assert np.isfinite(fine.loss["train"]).all()
+    for trained in (lambda: train(some, data, "error"), lambda: follow(some, data, first=1)):
+        with pytest.raises(TunerError, match=r"1 of \d networks .* width 8 at a learning rate of 1e\+300; use a study"):
+            trained()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tuner.learning.device import DeviceData
 from tuner.learning.lanes import Lane, Pack
+from tuner.theory.runs import check_finite
 
 Points = npt.NDArray[np.float64]
 
@@ -60,7 +61,7 @@ class Trajectory:
 def follow(lanes: Sequence[Lane], data: DeviceData, *, first: int) -> list[Trajectory]:
     """Train lanes side by side, without averaging, and keep their iterates after each epoch from ``first`` on.
 
-    Raises ValueError when the horizons of the lanes differ.
+    Raises ValueError when the horizons of the lanes differ; TunerError when networks diverge.
     """
     (horizon,) = {lane.config.max_epochs for lane in lanes}
     pack = Pack([_plain(lane) for lane in lanes], data)
@@ -71,6 +72,7 @@ def follow(lanes: Sequence[Lane], data: DeviceData, *, first: int) -> list[Traje
         if epoch >= first:
             for i, own in enumerate(kept):
                 own.append(_theta(pack, i))
+    check_finite(lanes, np.isfinite([own[-1].sum() for own in kept]))
     return [
         Trajectory(start=start, iterates=np.array(own), first=first) for start, own in zip(starts, kept, strict=True)
     ]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tuner.data.dataset import Rows, View
+from tuner.errors import TunerError
 from tuner.learning.device import DeviceData, Part
 from tuner.learning.lanes import Lane, Pack
 from tuner.learning.layout import Vector, named_arrays
@@ -62,7 +63,7 @@ def train(
     """Train every lane for its ``max_epochs``; early stopping and the best epoch play no part.
 
     at: epochs after which to look at them, besides the last. say: hears how many are done after each pack. Raises
-    ValueError when two lanes have one number, or their horizons differ.
+    ValueError when two lanes have one number, or their horizons differ; TunerError when networks diverge.
     """
     if len({lane.number for lane in lanes}) != len(lanes):
         raise ValueError("two lanes have one number")
@@ -88,8 +89,20 @@ def train(
                 loss={part: np.array([loss[i] for loss, _ in seen]) for part, seen in found.items()},
                 value={part: np.array([value[i] for _, value in seen]) for part, seen in found.items()},
             )
+        check_finite(own, np.isfinite([seen[-1][0] for seen in found.values()]).all(0))
         say(f"{len(done):,} of {len(lanes):,} networks trained")
     return [done[lane.number] for lane in lanes]
+
+
+def check_finite(lanes: Sequence[Lane], finite: npt.NDArray[np.bool_]) -> None:
+    """Raises TunerError where lanes trained to no finite loss: of a network that diverged there is nothing to say."""
+    lost = [lane.config for lane, whole in zip(lanes, finite, strict=True) if not whole]
+    if lost:
+        rate, width = lost[0].peak_learning_rate, lost[0].width
+        raise TunerError(
+            f"{len(lost)} of {len(lanes)} networks that trained together diverged, such as one of width {width} at a "
+            f"learning rate of {rate:.3g}; use a study whose winner has a smaller one, or set training.clip_norm"
+        )
 
 
 def outputs(runs: Sequence[Run], data: DeviceData, x: Tensor) -> Tensor:
