@@ -89,7 +89,7 @@ def train(
                 loss={part: np.array([loss[i] for loss, _ in seen]) for part, seen in found.items()},
                 value={part: np.array([value[i] for _, value in seen]) for part, seen in found.items()},
             )
-        check_finite(own, np.isfinite([seen[-1][0] for seen in found.values()]).all(0))
+        check_finite(own, np.isfinite(np.sum([seen[-1][0] for seen in found.values()], axis=0)))
         say(f"{len(done):,} of {len(lanes):,} networks trained")
     return [done[lane.number] for lane in lanes]
 
