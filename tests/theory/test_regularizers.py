@@ -96,6 +96,10 @@ def test_margins_of_a_linear_network_are_distances_to_its_boundaries() -> None:
     assert median_margin(module, x, y) == pytest.approx(float(torch.quantile(margins, 0.5)))
     wrong = adversarial_margins(module, x, (y + 1) % 3)
     assert (wrong < 0).all()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    assert adversarial_margins(module, x, y).tolist() == [0.0] * len(x), "every row lies on the boundary"
 
 
 def test_rows_are_cut_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:

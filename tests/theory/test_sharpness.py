@@ -60,6 +60,24 @@ def test_the_largest_is_not_the_one_of_largest_size() -> None:
     assert trace(loss, theta, samples=4) == (-4, 0), "exact for a diagonal"
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_eigenvalues_of_both_signs_and_nearly_one_size_are_told_apart(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(30, 30, generator=generator, dtype=torch.float64)).Q
+    spread = torch.cat([torch.linspace(-0.5, 0.5, 28), torch.tensor([-1.0, 0.99])]).double()
+    matrix = (basis * spread) @ basis.T
+    found = largest_eigenvalue(lambda t: t @ matrix @ t / 2, torch.zeros(30, dtype=torch.float64), seed=seed)
+    assert found.value == pytest.approx(0.99, rel=0.02)
+    assert found.residual < 0.1
+
+
+def test_sam_at_a_minimum_leaves_it() -> None:
+    """Where the gradient is exactly 0: ½ρ²·λ, λ the largest curvature."""
+    A = torch.diag(torch.tensor([1.0, 2.0, 8.0], dtype=torch.float64))
+    found = sam_sharpness(lambda t: t @ A @ t / 2, torch.zeros(3, dtype=torch.float64), rho=0.5, steps=20)
+    assert found == pytest.approx(0.5 * 0.5**2 * 8, rel=1e-3)
+
+
 @pytest.mark.parametrize("steps", [1, 20])
 def test_sam_on_a_bowl_is_known(steps: int) -> None:
     """L = ½θᵀAθ at a point off the minimum: one step is the gradient's, many find the maximum on the sphere."""

@@ -96,14 +96,15 @@ def adversarial_margins(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """How far each row may be moved before its class changes, to first order: (n,), below 0 for a row that is wrong.
 
     min over j ≠ y of (f_y - f_j) / ‖∂(f_y - f_j)/∂x‖, the distance to the nearest boundary of a linear network
-    (Moosavi-Dezfooli et al., "DeepFool", CVPR 2016). Classes whose gradients are equal have no boundary: infinite.
+    (Moosavi-Dezfooli et al., "DeepFool", CVPR 2016). Classes whose gradients are equal have no boundary: infinite, and
+    0 where their outputs are equal as well.
     """
     module.eval()
     jacobian, outputs = input_jacobian(module, x), module(x)
     rows = torch.arange(len(x), device=x.device)
     gaps = outputs[rows, y][:, None] - outputs
     slopes = (jacobian[rows, y][:, None] - jacobian).norm(dim=2)
-    distances = torch.where(slopes > 0, gaps / slopes, gaps.sign() * torch.inf)
+    distances = torch.where(slopes > 0, gaps / slopes, torch.where(gaps == 0, 0.0, gaps.sign() * torch.inf))
     distances[rows, y] = torch.inf
     nearest: Tensor = distances.amin(1)
     return nearest

@@ -20,6 +20,7 @@ from tuner.theory.loss import Loss
 
 ITERATIONS = 200
 TOLERANCE = 1e-3  # relative change of the eigenvalue between two products
+MIXED = 0.1  # residual, relative to the eigenvalue, from which on the iteration has found no single one
 SAMPLES = 64
 RHO = 0.05  # radius of the SAM ball, as in the paper
 STEPS = 5
@@ -46,15 +47,17 @@ def largest_eigenvalue(
 ) -> Eigenvalue:
     """The largest eigenvalue of the Hessian, by power iteration.
 
-    That finds the eigenvalue of largest size. Where it is negative, the iteration is repeated on H - λI, whose
-    eigenvalues are none below 0, so that what it finds is the largest of H.
+    That finds the eigenvalue of largest size. Where it is negative, or mixes with one of the other sign and nearly its
+    size, the iteration is repeated on H + ‖Hv‖I, whose eigenvalues are none below 0, so that what it finds is the
+    largest of H.
     """
     product = hessian_product(loss, theta)
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(theta.numel(), generator=generator, dtype=torch.float64).to(theta)
     found = _power(product, start, 0.0, iterations, tolerance)
-    if found.value < 0:
-        shifted = _power(product, start, found.value, iterations, tolerance)
+    if found.value < 0 or found.residual > MIXED * found.value:
+        shift = -math.hypot(found.value, found.residual)
+        shifted = _power(product, start, shift, iterations, tolerance / 10)  # the shift makes its steps smaller
         products = found.products + shifted.products
         return Eigenvalue(value=shifted.value, vector=shifted.vector, residual=shifted.residual, products=products)
     return found
@@ -73,7 +76,8 @@ def _power(
         residual = float((image - value * vector).norm())
         shifted = image - shift * vector
         size = float(shifted.norm())
-        if size == 0 or abs(value - before) <= tolerance * abs(value):
+        settled = abs(value - before) <= tolerance * abs(value) and residual <= MIXED * abs(value)
+        if size == 0 or settled:
             break
         vector = shifted / size
     return Eigenvalue(value=value, vector=vector, residual=residual, products=products)
@@ -101,12 +105,13 @@ def sam_sharpness(loss: Loss, theta: Tensor, *, rho: float = RHO, steps: int = S
     """
     slope = grad(loss)
     here = float(loss(theta))
+    start = torch.randn(theta.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(theta)
     offset, best = torch.zeros_like(theta), 0.0
     for _ in range(steps):
         direction = slope(theta + offset)
+        if not direction.any():  # at a critical point any direction will do to leave it
+            direction = start
         size = direction.norm()
-        if float(size) == 0:
-            break
         # On the sphere the loss rises fastest along its tangent; a step of the radius, then back onto it.
         offset = offset + rho * direction / size
         offset = offset * (rho / offset.norm())
