@@ -54,6 +54,15 @@ def test_weight_decay_does_all_that_the_slides_say(decayed: Data) -> None:
     assert len(weight_decay.draw(decayed).drawing.data) == 7
 
 
+def test_weight_decay_of_few_steps_turns_no_weight_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_decay, "SEEDS", 2)
+    lab = lab_of("weight_decay", learning_rate=3e-3, batch_size=1000, max_epochs=5)
+    decays = [decay["weight_decay"] for decay in weight_decay.measure(lab)["decays"]]
+    assert decays[0] == 0
+    assert max(decays) > 0
+    assert max(decays) * lab.winner.config.peak_learning_rate <= 1
+
+
 @pytest.mark.parametrize("key", ["held_out_error", *weight_decay.MEASURES])
 def test_weight_decay_without_one_of_its_effects_is_denied(decayed: Data, key: str) -> None:
     """As where λ did nothing to it: each network has what it had without."""

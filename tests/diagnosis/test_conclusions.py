@@ -32,6 +32,7 @@ def concluded(
     changed: dict[str, float] | None = None,
     trained: dict[str, float] | None = None,
     rising: bool = False,
+    learning_rate: float = 0.01,
 ) -> dict[str, Any]:
     """The record for errors of the winner on train and validation, and of changes that differ from it."""
     rng = np.random.default_rng(0)
@@ -50,7 +51,7 @@ def concluded(
             },
         }
     )
-    params = spec.search_space.complete({"learning_rate": 0.01})
+    params = spec.search_space.complete({"learning_rate": learning_rate})
     best = Member(trial=3, params=params, config=spec.trial_config(params), value=val, epochs=8)
     tried = variants(best.config, rows=N, classes=True)
     same = answers(rng, val)
@@ -131,3 +132,21 @@ def test_questions_and_advice_name_the_best_evidence() -> None:
     ]
     assert "weight decay" in record["advice"][1]
     assert record["advice"][2].startswith("collect more rows")
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "side", "beyond", "wider"),
+    [(0.0012, "lower", "rate_/3", "downwards"), (0.09, "upper", "rate_x3", "upwards"), (0.01, None, "rate_x3", "")],
+)
+def test_a_winner_at_the_edge_of_its_range(learning_rate: float, side: str | None, beyond: str, wider: str) -> None:
+    """It is told in any case, and to widen the range only where beyond it was seen to be better."""
+    for error, better in ((0.1, True), (0.3, False), (0.5, False)):
+        record = concluded(train=0.3, val=0.3, changed={beyond: error}, learning_rate=learning_rate)
+        (tip,) = [tip for tip in record["tips"] if tip["name"] == "edge_learning_rate"]
+        assert tip["applies"] == (side is not None)
+        if side is None:
+            assert tip["evidence"].endswith("lies inside")
+        else:
+            assert f"lies at the {side} edge; beyond it: " in tip["evidence"]
+        advice = f"widen the range of learning_rate {wider} and search on" if side and better else None
+        assert tip["advice"] == advice

@@ -100,14 +100,13 @@ def claim(data: Mapping[str, Any]) -> Claim:
     error = float(np.hypot(first["standard_error"], last["standard_error"]))
     slope, _ = rate([row["n"] for row in linear], [row["complexity"] for row in linear], 100)
     gap = float(np.mean(last["gaps"]))
-    vacuous = "says nothing, since no error is above 1" if last["bound"] >= 1 else "says something"
+    vacuous = "says nothing, since no error is above 1" if last["bound"] >= 1 else "may say something"
     numbers = (
         f"networks of width {first['width']} fit random signs to ℜ = {first['complexity']:.2f} ± "
         f"{first['standard_error']:.2f}, of width {last['width']} to {last['complexity']:.3f}; the bound on the gap "
-        f"is then "
-        f"{last['bound']:.2f} and {vacuous}, where the gap on the true labels is {gap:.3f}. Of linear functions with "
-        f"‖w‖ ≤ {data['radius']:g} it is {linear[-1]['complexity']:.3f} at n = {linear[-1]['n']:,}, below √(R²Λ²/n) = "
-        f"{linear[-1]['bound']:.3f}, and falls as n^{slope:.2f}"
+        f"is then {last['bound']:.2f} at least and {vacuous}, where the gap on the true labels is {gap:.3f}. Of linear "
+        f"functions with ‖w‖ ≤ {data['radius']:g} it is {linear[-1]['complexity']:.3f} at n = {linear[-1]['n']:,}, "
+        f"below √(R²Λ²/n) = {linear[-1]['bound']:.3f}, and falls as n^{slope:.2f}"
     )
     missing = []
     if last["complexity"] - first["complexity"] <= DEVIATIONS * error:

@@ -26,7 +26,8 @@ TITLE = "What weight decay does"
 SLIDE = "Weight Decay; Interpretation: Sparsity, Linearity, Stability"
 
 SEEDS = 4
-# λ as multiples of the one that shrinks weights by a factor of e over the training where no gradient holds them.
+# λ as multiples of the one that shrinks weights by a factor of e over the training where no gradient holds them; those
+# that a training of few steps could only reach by turning weights around, 1 - ηλ < 0, are left out.
 STRENGTHS = (0.0, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 ROWS = 512  # that gradients by the input are taken at
 
@@ -50,6 +51,7 @@ def measure(lab: Lab) -> Data:
     configs = [
         lab.unregularized(activation="tanh", norm="none", optimizer="adamw", weight_decay=unit * strength)
         for strength in STRENGTHS
+        if own.peak_learning_rate * unit * strength <= 1
     ]
     lanes = [
         lab.lane(place * SEEDS + seed, config, seed=seed)
