@@ -121,7 +121,7 @@ def test_what_to_type_next_finds_the_same_database_and_never_shows_a_password() 
     assert "activation" not in default
     other = outcome_text(study, "sqlite:///x.db", " --storage sqlite:///x.db")
     assert "tuner trials s --storage sqlite:///x.db\n" in other
-    assert "tuner show s -f json --storage sqlite:///x.db\n" in other
+    assert "tuner diagnose s --storage sqlite:///x.db\n" in other
     secret = outcome_text(study, "postgresql+psycopg://me:***@host/db")
     assert secret.endswith("tuner dashboard")
 

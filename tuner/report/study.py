@@ -250,7 +250,7 @@ def outcome_text(study: Record, database: str, option: str = "") -> str:
     what_next = {
         "database": database,
         "next": f"tuner trials {name}{option}",
-        "": f"tuner show {name} -f json{option}",
+        "": f"tuner diagnose {name}{option}",
         " ": f"tuner report {name}{option}",
         "  ": f"tuner dashboard{option}",
     }
