@@ -18,15 +18,20 @@ def leave_on_signal(
 ) -> Iterator[threading.Event]:
     """An event that the first signal sets, writing ``notice`` to standard error; each later one calls ``on_second``.
 
+    A signal that finds the event set already, because the input ended, say, is a first one all the same: Ctrl-C reaches
+    every process of a terminal, a worker perhaps after its launcher has let it go.
+
     on_first: what the first signal calls before that. Only the main thread may enter. The handlers that were there come
     back on exit.
     """
-    stop = threading.Event()
+    stop, signalled = threading.Event(), False
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+        nonlocal signalled
+        if signalled:
             on_second()
         else:
+            signalled = True
             if on_first is not None:
                 on_first()
             stop.set()
