@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,13 @@ def test_the_services_are_kept_well() -> None:
 
 
 @contextmanager
-def running(service: str, folder: Path, url: str, port: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """A service's entrypoint and command, with the container's places moved into ``folder``."""
+def running(
+    service: str, folder: Path, url: str, port: int = 0, *, words: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """A service's entrypoint and command, with the container's places moved into ``folder``.
+
+    words: what ``docker compose run`` puts in the command's place.
+    """
     content = compose()["services"][service]
     places = {
         "$$": "$",
@@ -80,7 +85,7 @@ def running(service: str, folder: Path, url: str, port: int = 0) -> Iterator[sub
         "/studies": f"{folder}/studies",
         "--host 0.0.0.0 --port 8080": f"--host 0.0.0.0 --port {port}",
     }
-    command = [*content["entrypoint"], *content["command"]]
+    command = [*content["entrypoint"], *(words or content["command"])]
     for theirs, ours in places.items():
         command = [part.replace(theirs, ours) for part in command]
     assert content["environment"].keys() == {"STUDY", "TUNER_STORAGE", "TUNER_ARTIFACTS"}
@@ -145,6 +150,12 @@ def test_a_study_is_finished_by_the_services_own_commands(folder: Path) -> None:
             summary = manager.summary("tiny")
             assert (summary.state, summary.trials["complete"]) == ("finished", 40)
             assert len(manager.workers("tiny")) == 2
+        said = next(line for line in (ROOT / "README.md").read_text().splitlines() if "docker compose run" in line)
+        words = said.partition("#")[0].partition("worker ")[2].replace("digits", "tiny").split()
+        with running("worker", folder, url, words=words) as run:
+            out, err = run.communicate(timeout=DEADLINE_S)
+            assert (run.returncode, "test error" in out) == (0, True), err
+        assert (folder / "artifacts" / "attached").is_dir(), "the dashboard hands the report out"
         with running("dashboard", folder, url) as dashboard:
             assert dashboard.stderr is not None
             line = dashboard.stderr.readline()

@@ -105,7 +105,10 @@ def test_every_shell_block_runs(environment: dict[str, str], workdir: Path, tmp_
     assert "passed" in seen["demo"], "make test"
     assert "left" in seen["server"]
     assert "#SBATCH" in seen["launch"]
-    assert seen["docker"] == "compose --profile cpu up --build --detach --scale worker=2\n"
+    assert seen["docker"].splitlines() == [
+        "compose --profile cpu up --build --detach --scale worker=2",
+        "compose run --rm worker tuner run /studies/digits.toml",
+    ]
     assert (workdir / "secrets" / "db_password").stat().st_size > 40
     assert Path("predictions.csv").read_text().startswith("prediction,")
     assert len(seen) >= 4, "none was overlooked"
