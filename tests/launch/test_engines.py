@@ -25,8 +25,9 @@ while not told:
     if "--leashed" in sys.argv and select.select([sys.stdin], [], [], 0.05)[0]:
         break
     time.sleep(0.05)
+time.sleep(0.5)  # a second signal would be to leave at once, with nothing saved
 with open(log, "a") as file:
-    print("left", file=file)
+    print("left" if len(told) < 2 else "thrown out", file=file)
 sys.exit(130)
 """
 REFUSING = "print('error: data.source: no such file: /data/x.csv', file=sys.stderr); sys.exit(2)"

@@ -36,6 +36,10 @@ def test_what_is_submitted_is_json() -> None:
 def test_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError, match=r"no Ray cluster can be reached at 127.0.0.1:1 \(.*refused\); ray start"):
         RayWorkers(crew(), address="127.0.0.1:1").check()
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:2")
+        with pytest.raises(EngineError, match=r"at 127.0.0.1:2 \(.*refused\)"):
+            RayWorkers(crew()).check()
     monkeypatch.setattr("ray.init", lambda **_: ipaddress.ip_address("none"))  # any ValueError, as Ray raises them
     with pytest.raises(EngineError, match=r"no Ray cluster can be reached at RAY_ADDRESS, or on this machine"):
         RayWorkers(crew()).check()

@@ -33,14 +33,15 @@ GOLDEN = """\
 #   TUNER_STORAGE=postgresql+psycopg://me:***@db.example.com/tuner
 /opt/venv/bin/python -P -m tuner worker digits --quiet --device cuda &
 worker=$!
-# The time limit is near (USR1), or Slurm wants the machine back (TERM): the worker saves and leaves.
+# The time limit is near (USR1), which Slurm tells this script alone: the worker saves and leaves. When it wants the
+# machine back (TERM), it tells the worker itself, and a second time would be to leave at once.
 trap 'again=yes; kill -TERM "$worker"' USR1
-trap 'kill -TERM "$worker"' TERM
+trap : TERM
 while kill -0 "$worker" 2> /dev/null; do wait "$worker"; done  # a trap ends a wait early
 wait "$worker"
 code=$?
 if [[ $again && $code == 130 ]]; then  # the study goes on, and so does this task
-    exec scontrol requeue "$SLURM_JOB_ID"
+    exec scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"  # SLURM_JOB_ID may name the whole array
 fi
 exit "$code"
 """
@@ -113,15 +114,18 @@ def test_a_worker_comes_back_after_its_time_limit(
     """Slurm's notice is a signal to the script; that a limit is a minute at least is all that is left out here."""
     monkeypatch.chdir(tmp_path)
     starts = interpreter(PATIENT)
-    with SlurmWorkers(crew(), {}) as engine:
-        wait_until(lambda: len(lines(starts)) == 1)
-        job = slurm.run("squeue", "--noheader", "--array", "--format=%A").strip()
-        slurm.run("scancel", "--batch", "--signal=USR1", job)
+    with SlurmWorkers(crew(workers=2), {}) as engine:
         wait_until(lambda: len(lines(starts)) == 2)
-        assert lines(tmp_path / "left") == ["left"], "it left in peace"
-        assert engine.alive() == 1
-    assert len(lines(tmp_path / "left")) == 2
-    assert len(lines(starts)) == 2, "scancel ends a task for good"
+        tasks = [
+            line.split() for line in slurm.run("squeue", "--noheader", "--array", "--format=%A %F %K").splitlines()
+        ]
+        (task,) = [task for job, array, task in tasks if job == array]  # whose job number is that of the whole array
+        slurm.run("scancel", "--batch", "--signal=USR1", f"{tasks[0][1]}_{task}")
+        wait_until(lambda: len(lines(starts)) == 3)
+        assert lines(tmp_path / "left") == ["left"], "it left in peace, and it alone"
+        assert engine.alive() == 2
+    assert lines(tmp_path / "left") == ["left"] * 3
+    assert len(lines(starts)) == 3, "scancel ends a task for good"
     assert engine.alive() == 0
 
 

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import socket
 import threading
 import uuid
@@ -159,10 +160,11 @@ class RayWorkers(Engine):
             raise EngineError("--on ray needs Ray; pip install 'tuner[ray]'") from None
         if ray.is_initialized():
             return ray
-        where = self._address or "RAY_ADDRESS, or on this machine"
+        address = self._address or os.environ.get("RAY_ADDRESS")
+        where = address or "RAY_ADDRESS, or on this machine"
         advice = "ray start --head starts one, and --address names it"
         try:
-            _knock(self._address)
+            _knock(address)
             self._output = contextlib.redirect_stdout(_Log())
             self._output.__enter__()
             ray.init(

@@ -75,14 +75,15 @@ class SlurmWorkers(Engine):
 {environment}
 {worker} &
 worker=$!
-# The time limit is near (USR1), or Slurm wants the machine back (TERM): the worker saves and leaves.
+# The time limit is near (USR1), which Slurm tells this script alone: the worker saves and leaves. When it wants the
+# machine back (TERM), it tells the worker itself, and a second time would be to leave at once.
 trap 'again=yes; kill -TERM "$worker"' USR1
-trap 'kill -TERM "$worker"' TERM
+trap : TERM
 while kill -0 "$worker" 2> /dev/null; do wait "$worker"; done  # a trap ends a wait early
 wait "$worker"
 code=$?
 if [[ $again && $code == {INTERRUPTED} ]]; then  # the study goes on, and so does this task
-    exec scontrol requeue "$SLURM_JOB_ID"
+    exec scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"  # SLURM_JOB_ID may name the whole array
 fi
 exit "$code"
 """
