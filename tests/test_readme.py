@@ -93,6 +93,10 @@ def test_every_shell_block_runs(environment: dict[str, str], workdir: Path, tmp_
                 seen["server"] += run(here, environment)
                 with StudyManager(url) as manager:
                     assert manager.summary("digits").state == "finished"
+            elif "churn.csv" in block:
+                rows = [f"{i % 7},{i * 37 % 11},{'yes' if i % 3 else 'no'}" for i in range(90)]
+                Path("churn.csv").write_text("\n".join(["months,calls,churned", *rows]) + "\n")
+                seen["churn"] += run(here.replace("--minutes 5", "--minutes 0.05"), environment)
             elif "docker" in block:
                 run(here, environment)
                 seen["docker"] = Path(environment["NOTES"]).read_text()
@@ -103,6 +107,7 @@ def test_every_shell_block_runs(environment: dict[str, str], workdir: Path, tmp_
                 seen[shlex.split(block)[1]] += run(here, environment)
     assert "test error" in seen["demo"]
     assert "passed" in seen["demo"], "make test"
+    assert "test error" in seen["churn"]
     assert "left" in seen["server"]
     assert "#SBATCH" in seen["launch"]
     assert seen["docker"].splitlines() == [
