@@ -16,6 +16,7 @@ from tuner.launch import slurm as slurm_engine
 from tuner.launch.engine import Crew
 from tuner.launch.slurm import SlurmWorkers
 
+COMMENT = r"""it's "a" \b # c"""
 GOLDEN = """\
 #!/bin/bash
 #SBATCH --job-name=tuner-digits
@@ -28,6 +29,7 @@ GOLDEN = """\
 #SBATCH --signal=B:USR1@120
 #SBATCH --partition=gpu
 #SBATCH --exclusive
+#SBATCH --comment="it's \\"a\\" \\\\b # c"
 
 # sbatch hands its environment on:
 #   TUNER_STORAGE=postgresql+psycopg://me:***@db.example.com/tuner
@@ -53,7 +55,7 @@ def crew(**changes: Any) -> Crew:
 
 def test_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_engine.sys, "executable", "/opt/venv/bin/python")
-    options = {"partition": "gpu", "signal": "B:USR1@120", "exclusive": ""}
+    options = {"partition": "gpu", "signal": "B:USR1@120", "exclusive": "", "comment": COMMENT}
     assert SlurmWorkers(crew(study="digits", workers=8, cpus=4, gpus=1), options).submission == GOLDEN
 
 
@@ -66,6 +68,22 @@ def test_a_studys_name_is_one_word() -> None:
 def test_the_size_of_the_array_is_not_slurms_to_say() -> None:
     with pytest.raises(BadInputError, match="--slurm array is tuner's to say: --workers"):
         SlurmWorkers(crew(), {"array": "1-4"})
+
+
+def test_an_option_is_one_line() -> None:
+    with pytest.raises(BadInputError, match="--slurm comment has a line break in it, and sbatch takes one line"):
+        SlurmWorkers(crew(), {"comment": "a\n#SBATCH --uid=0"})
+
+
+def test_any_value_reaches_slurm_as_it_was_given(
+    slurm: SlurmServer, interpreter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    interpreter(PATIENT)
+    with SlurmWorkers(crew(), {"comment": COMMENT, "J": "two words"}) as engine:
+        wait_until(lambda: engine.alive() == 1)
+        (job,) = slurm.run("squeue", "--noheader", "--format=%k|%j").splitlines()
+    assert job == f"{COMMENT}|two words"
 
 
 def test_without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ class SlurmWorkers(Engine):
     """One task of a job array a worker.
 
     options: of sbatch, by their long names without dashes; an empty value is a flag. Raises BadInputError for one that
-    would contradict the crew.
+    would contradict the crew, or is more than a line.
     """
 
     name = "Slurm"
@@ -46,6 +46,8 @@ class SlurmWorkers(Engine):
         super().__init__(crew)
         if mine := {"array", "a", "wrap"} & options.keys():
             raise BadInputError(f"--slurm {mine.pop()} is tuner's to say: --workers is the size of the job array")
+        if broken := [key for key, value in options.items() if re.search(r"[\r\n]", value)]:
+            raise BadInputError(f"--slurm {broken[0]} has a line break in it, and sbatch takes one line; leave it out")
         self._options = options
         self._job = ""
         self._told: set[str] = set()  # what was said of tasks already
@@ -190,11 +192,16 @@ class _Task:
 
 
 def _option(key: str, value: str) -> str:
-    """An option as sbatch reads it.
+    """An option as sbatch reads it in a script.
 
     >>> _option("partition", "gpu"), _option("exclusive", ""), _option("p", "gpu")
     ('--partition=gpu', '--exclusive', '-p gpu')
+    >>> print(_option("comment", 'a "b"'))
+    --comment="a \\"b\\""
     """
+    # Not by the shell's rules: in any quotes \ escapes, and without them # begins a comment.
+    if re.search(r"[^\w@%+=:,./\[\]-]", value, flags=re.ASCII):
+        value = '"' + re.sub(r'["\\]', r"\\\g<0>", value) + '"'
     if len(key) == 1:
         return f"-{key} {value}".rstrip()
     return f"--{key}={value}" if value else f"--{key}"
