@@ -44,14 +44,9 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(slurm, "POLL_S", 0.1)
     monkeypatch.setattr(kubernetes, "POLL_S", 0.1)
 
-    hook = {
-        "py_modules": [],
-        "worker_process_setup_hook": "tests.launch.standin.take_over",
-        "env_vars": {"TUNER_TEST_INTERPRETER": str(tmp_path / "interpreter"), "PYTHONPATH": str(ROOT)},
-    }
     options: dict[str, Any] = {
         "kubernetes": {"kubernetes": ["image=tuner:1"]},
-        "ray": {"runtime_env": json.dumps(hook)},
+        "ray": {"runtime_env": json.dumps(stand_in(tmp_path / "interpreter"))},
     }
 
     def engine(**crew: Any) -> Engine:
@@ -59,6 +54,15 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         return make_engine(place, given, **options.get(place, {}))
 
     return engine
+
+
+def stand_in(interpreter: Path) -> dict[str, Any]:
+    """Ray's runtime environment in which a program stands in for Python, and so for ``tuner worker``."""
+    return {
+        "py_modules": [],
+        "worker_process_setup_hook": "tests.launch.standin.take_over",
+        "env_vars": {"TUNER_TEST_INTERPRETER": str(interpreter), "PYTHONPATH": str(ROOT)},
+    }
 
 
 def lines(path: Path) -> list[str]:

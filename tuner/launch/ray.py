@@ -217,9 +217,13 @@ class _Place:
                     pass
         except TunerError as error:
             self._lost = str(error), error.exit_code
+        except Exception as error:  # no process can be started there, say: whoever waits must not take it for peace
+            self._lost = f"a worker on {socket.gethostname()} is lost: {type(error).__name__}: {error}", 1
         if self._detached:
             import ray
 
+            if self._lost is not None:  # nobody asks; Ray's log of the actor keeps it
+                _log.error("%s", self._lost[0])
             ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
     def _bury(self, pid: int) -> None:
