@@ -7,6 +7,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# What these modules assert is told as fully as what the tests themselves do.
+pytest.register_assert_rewrite(
+    *(f"tests.{path.stem}" for path in Path(__file__).parent.iterdir() if f"tests.{path.stem}" not in sys.modules)
+)
+
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")

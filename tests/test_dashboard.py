@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -436,10 +437,18 @@ def test_a_study_that_is_deleted_while_somebody_looks(tmp_path: Path) -> None:
         assert answer(f"{address}/api/studies/1")[0] == 200
         with StudyManager(url) as manager:
             manager.delete("curves")
-        for path in ("/api/studies/1", "/api/studies/1/param_importances", "/csv/1", "/artifacts/1/abc"):
+        pages = ("/api/studies/1", "/api/studies/1/param_importances", "/api/studies/1/plot/slice", "/csv/1")
+        for path in (*pages, "/artifacts/1/abc", "/artifacts/1/1/abc"):
             assert answer(address + path)[0] == 404, path
         assert fetched(f"{address}/api/studies") == {"study_summaries": []}
         assert answer(f"{address}/dashboard/studies/1")[0] == 200
+
+
+def test_many_looks_at_once_are_answered_in_silence(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    pretend(url, trials=300, max_epochs=1)
+    with served(url) as address, ThreadPoolExecutor(32) as crowd:  # served: nothing but the address is said
+        assert set(crowd.map(lambda _: answer(f"{address}/api/studies/1")[0], range(64))) == {200}
 
 
 def test_other_addresses_need_a_password() -> None:

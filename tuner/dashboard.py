@@ -135,6 +135,20 @@ class Shown(optuna.storages.RDBStorage):
                 )
         return found
 
+    def get_study_name_from_id(self, study_id: int) -> str:
+        """The name, or 404: whoever still has the page of a deleted study open asks for its plots."""
+        try:
+            return super().get_study_name_from_id(study_id)
+        except KeyError:
+            raise bottle.HTTPError(404, f"study {study_id} is gone") from None
+
+    def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
+        """None of a trial that is gone, as of a study."""
+        try:
+            return super().get_trial_system_attrs(trial_id)
+        except KeyError:
+            return {}
+
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """None of a study that is gone: whoever still has its page open is told that its files are not there."""
         try:
@@ -487,6 +501,7 @@ def serve(
     names = [*allow_hosts, host, socket.gethostname()]
     application = optuna_dashboard.wsgi(shown, artifact_store=files)
     guard = Guard(application, hosts=names, password=password, allow_edits=allow_edits)
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a browser's many requests at once are no news
     try:
         with _listening(host, port) as listening:
             server = waitress.create_server(
