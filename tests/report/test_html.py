@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.browser import browser_page, has_browser
 from tests.cli.command import TINY, strict_json, tuner, write_study
+from tuner.drawing import BLUE, GREEN, RED
 from tuner.manager import CurvePoint, RungRow, StudyManager
 from tuner.report import analysis as analysis_module
 from tuner.report.analysis import analyse, contours, fidelity, importances, ticks
@@ -324,3 +326,48 @@ def test_figures_come_from_json_alone(wide: StudyManager) -> None:
     analysis = analyse(wide, "wide")
     again = json.loads(json.dumps(analysis))
     assert [figure.told for figure in figures(again)] == [figure.told for figure in figures(analysis)]
+
+
+def test_a_death_and_a_pause_show_in_the_timeline(wide: StudyManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    (only,) = wide.workers("wide")
+    assert only.ended_at is not None
+    zero, end = only.started_at, only.ended_at
+    crew = [
+        only,
+        replace(only, worker="dead-1", state="lost", started_at=zero, heartbeat_at=end + 5, ended_at=None),
+        replace(only, worker="late-1", state="live", started_at=end + 25, heartbeat_at=end + 40, ended_at=None),
+    ]
+    monkeypatch.setattr(wide, "workers", lambda _: crew)
+    found = analyse(wide, "wide")["timeline"]
+    assert found["pauses"] == [[pytest.approx(end - zero + 5, abs=0.5), pytest.approx(end - zero + 25, abs=0.5)]]
+    (figure,) = [figure for figure in figures(analyse(wide, "wide")) if figure.name == "timeline"]
+    assert figure.told == "3 workers: 1 live, 1 left, 1 lost; 1 pause."
+    bars = {bar["name"]: bar for bar in figure.drawing.data if bar["type"] == "bar"}
+    colours = {name: bar["marker"]["color"] for name, bar in bars.items()}
+    assert colours == {"worker live": GREEN, "worker left": BLUE, "worker lost": RED}
+    assert bars["worker lost"]["y"] == ("dead-1 (cuda:0)",)
+    (pause,) = figure.drawing.layout.shapes
+    assert [pause.x0, pause.x1] == found["pauses"][0]
+
+    crew.pop(1)
+    crew[1] = replace(crew[1], started_at=end + 0.5)
+    assert analyse(wide, "wide")["timeline"]["pauses"] == [], "a worker that takes over within a second"
+
+
+def test_slices_have_each_hyperparameters_scale(wide: StudyManager) -> None:
+    analysis = analyse(wide, "wide")
+    (figure,) = [figure for figure in figures(analysis) if figure.name == "slices"]
+    axes = [figure.drawing.layout[f"xaxis{i or ''}"] for i in (0, *range(2, 7))]
+    kinds = {axis["name"]: shown.type for axis, shown in zip(analysis["space"], axes, strict=True)}
+    assert kinds == {
+        "learning_rate": "log",
+        "batch_size": "category",
+        "weight_decay": "log",
+        "dropout": None,
+        "width": "log",
+        "depth": None,
+    }
+    decay = axes[2]
+    assert decay.ticktext[0] == "0", "what is off stands apart"
+    least = min(value for trial in analysis["trials"] if (value := trial["params"]["weight_decay"]))
+    assert decay.tickvals[0] == pytest.approx(least / 10)
