@@ -28,6 +28,17 @@ class Claim:
     holds: bool
     sentence: str
 
+    @classmethod
+    def unless(cls, numbers: str, failures: Mapping[str, bool]) -> Claim:
+        """A claim of several parts: it holds unless one of them fails, and then the first that did is the reason.
+
+        failures: whether a part fails, by the sentence that says so.
+        """
+        failed = [reason for reason, fails in failures.items() if fails]
+        if failed:
+            return cls(holds=False, sentence=f"not all of it did appear, because {failed[0]}: {numbers}")
+        return cls(holds=True, sentence=numbers)
+
 
 class Exhibit(Protocol):
     """A module of this package that is a demonstration: see :mod:`tuner.demonstrations`."""

@@ -115,19 +115,15 @@ def claim(data: Mapping[str, Any]) -> Claim:
     rows = data["held_out_rows"]
     apart = abs(float((scaled_ - ensemble).mean()))
     allowed = CERTAIN * math.sqrt(max(float(ensemble.mean()), 1 / rows) / rows)  # what as many other rows would change
-    failed = [
-        reason
-        for reason, fails in (
-            ("the ensemble is not better than its members by more than seeds differ", not certain(single - ensemble)),
-            ("the scaled network's error is not the ensemble's", apart > allowed),
-            ("the scaled network is no nearer to the ensemble than its members are", not certain(far - near)),
-            ("dropout does not lower held-out error by more than seeds differ", not certain(without - scaled_)),
-        )
-        if fails
-    ]
-    if failed:
-        return Claim(holds=False, sentence=f"not all of it did appear, because {failed[0]}: {numbers}")
-    return Claim(holds=True, sentence=numbers)
+    return Claim.unless(
+        numbers,
+        {
+            "the ensemble is not better than its members by more than seeds differ": not certain(single - ensemble),
+            "the scaled network's error is not the ensemble's": apart > allowed,
+            "the scaled network is no nearer to the ensemble than its members are": not certain(far - near),
+            "dropout does not lower held-out error by more than seeds differ": not certain(without - scaled_),
+        },
+    )
 
 
 def draw(data: Mapping[str, Any]) -> Figure:

@@ -127,22 +127,15 @@ def claim(data: Mapping[str, Any]) -> Claim:
         f"near to the ensemble's as an iterate's; iterates lie {radius:.2g} from it, "
         f"{100 * spread:.0f} % more or less, none nearer than {100 * nearest:.0f} % of that"
     )
-    failed = [
-        reason
-        for reason, fails in (
-            (
-                "the average does not err less than its iterates by more than seeds differ",
-                not certain(iterates - mean),
-            ),
-            ("the training loss at the average is not below that at the iterates", not certain(lower)),
-            ("the average's predictions are no nearer to the ensemble's than an iterate's", ratio <= 1),
-            ("the iterates lie in no shell, but near the average as well", nearest < HOLLOW),
-        )
-        if fails
-    ]
-    if failed:
-        return Claim(holds=False, sentence=f"not all of it did appear, because {failed[0]}: {numbers}")
-    return Claim(holds=True, sentence=numbers)
+    return Claim.unless(
+        numbers,
+        {
+            "the average does not err less than its iterates by more than seeds differ": not certain(iterates - mean),
+            "the training loss at the average is not below that at the iterates": not certain(lower),
+            "the average's predictions are no nearer to the ensemble's than an iterate's": ratio <= 1,
+            "the iterates lie in no shell, but near the average as well": nearest < HOLLOW,
+        },
+    )
 
 
 def draw(data: Mapping[str, Any]) -> Figure:

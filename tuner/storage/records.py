@@ -262,9 +262,7 @@ def taken(connection: Connection, names: Collection[str]) -> dict[str, int]:
 
 def study_attr(connection: Connection, study_id: int, key: str) -> Any:
     """The value of a study's user attribute; None without one."""
-    mine = (study_user_attrs.c.study_id == study_id, study_user_attrs.c.key == key)
-    text = connection.execute(select(study_user_attrs.c.value_json).where(*mine)).scalar()
-    return None if text is None else json.loads(text)
+    return _attr(connection, study_user_attrs, study_id, key)
 
 
 def keep_study_attr(connection: Connection, study_id: int, key: str, value: Any) -> None:
@@ -275,8 +273,13 @@ def keep_study_attr(connection: Connection, study_id: int, key: str, value: Any)
 
 def system_attr(connection: Connection, study_id: int, key: str) -> Any:
     """The value of a study's system attribute; None without one."""
-    mine = (study_system_attrs.c.study_id == study_id, study_system_attrs.c.key == key)
-    text = connection.execute(select(study_system_attrs.c.value_json).where(*mine)).scalar()
+    return _attr(connection, study_system_attrs, study_id, key)
+
+
+def _attr(connection: Connection, table: Table, study_id: int, key: str) -> Any:
+    text = connection.execute(
+        select(table.c.value_json).where(table.c.study_id == study_id, table.c.key == key)
+    ).scalar()
     return None if text is None else json.loads(text)
 
 
