@@ -46,6 +46,7 @@ def test_bad_input() -> None:
         "launch", study, *LOCAL, "--gpus-per-worker", "9"
     )
     assert "--ensemble is for the end" in refused(*launch, "--detach", "--ensemble")
+    assert "--to is for the end" in refused(*launch, "--detach", "--to", "figures")
     assert not Path("tuner.db").exists()
     assert "'cloud' is not one of" in refused("launch", study, "--on", "cloud", "--workers", "1")
 

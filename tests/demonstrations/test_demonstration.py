@@ -66,6 +66,9 @@ def test_run_shows_what_the_study_file_names() -> None:
     assert (
         strict_json(tuner("run", "tiny.toml", "-f", "json").stdout)["demonstration"]["sentence"] == stored["sentence"]
     )
+    launch = ["launch", "tiny.toml", "--on", "local", "--workers", "1", "--to", "launched"]  # goes the same way
+    assert tuner(*launch).stdout.replace("launched", "figures") == result.stdout
+    assert Path("launched/tiny-random_labels.json").read_text() == Path("figures/tiny-random_labels.json").read_text()
     tuner("report", "tiny")
     assert stored["sentence"][1:] in Path("tiny.html").read_text()
     assert tuner_json("show", "tiny")["evaluation"]["peeks"] == 0

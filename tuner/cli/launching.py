@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
 from tuner.cli.options import (
     Format,
     ensemble_option,
+    figures_option,
     format_option,
     open_manager,
     override_options,
@@ -73,6 +75,7 @@ from tuner.report.layout import count
 @click.option("--dry-run", is_flag=True, help="Print exactly what would be submitted, and submit nothing.")
 @click.option("--detach", is_flag=True, help="Submit and return, instead of following the study to its end.")
 @ensemble_option
+@figures_option
 @override_options
 @storage_options
 @quiet_option
@@ -93,6 +96,7 @@ def launch(
     dry_run: bool,
     detach: bool,
     ensemble: bool,
+    folder: Path,
     storage: str,
     artifacts: str | None,
     quiet: bool,
@@ -102,11 +106,12 @@ def launch(
     """Run a study with workers on a cluster.
 
     Creates the study or goes on with it, has the engine start the workers, follows them, and when all trials are over
-    refits the winner here and opens the test set once, as tuner run does. Ctrl-C lets the workers save and leave; the
-    same command goes on.
+    refits the winner here and opens the test set once, as tuner run does; what the study is to show (study.shows) goes
+    to the folder of --to. Ctrl-C lets the workers save and leave; the same command goes on.
     """
-    if detach and ensemble:
-        raise click.UsageError("--ensemble is for the end of the study, which --detach does not wait for", context)
+    for option, parameter in {"--ensemble": "ensemble", "--to": "folder"}.items():
+        if detach and context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option} is for the end of the study, which --detach does not wait for", context)
     spec = read_spec(study_file, **overrides)
     name = spec.study.name
 
@@ -135,5 +140,6 @@ def launch(
                     return
                 engine.died = undertaker(manager, name)
                 attend(manager, name, engine, view)
-            summary, database = conclude(manager, spec, view, news=news, ensemble=ensemble), manager.storage
-    report(context, summary, database, form)
+            summary, shown = conclude(manager, spec, view, folder, news=news, ensemble=ensemble)
+            database = manager.storage
+    report(context, summary, database, form, shown)

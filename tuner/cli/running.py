@@ -119,8 +119,7 @@ def run(
             with _still_there(name):
                 if news := manager.summary(name).state != "finished":
                     _train(manager, spec, device, workers, storage, artifacts, view)
-                summary = conclude(manager, spec, view, device=device, ensemble=ensemble, news=news)
-            shown = _written(manager, name, spec.study.shows, folder) if summary.state == "finished" else None
+                summary, shown = conclude(manager, spec, view, folder, device=device, ensemble=ensemble, news=news)
             database = manager.storage
     report(context, summary, database, form, shown)
 
@@ -129,15 +128,16 @@ def conclude(
     manager: StudyManager,
     spec: StudySpec,
     view: Progress,
+    folder: Path,
     *,
     news: bool,
     device: str = "auto",
     ensemble: bool = False,
-) -> StudySummary:
-    """Refit the winner of a finished study and open its test set, once; the study as it is then.
+) -> tuple[StudySummary, dict[str, Any] | None]:
+    """Refit the winner of a finished study and open its test set, once; the study as it is then, and what it showed.
 
-    Demonstrates what the study file asks to show. Draws the report of a study that has ended, or been evaluated, since
-    the caller began (``news``), and sees that all its trials are logged.
+    Demonstrates what the study file asks to show, and writes its figure and numbers to ``folder``. Draws the report of
+    a study that ended, or was evaluated, since the caller began (``news``), and sees that all its trials are logged.
     """
     from tuner.report.note import write_note
 
@@ -164,9 +164,10 @@ def conclude(
     if news and summary.state == "finished" and summary.epochs_trained <= REPORTED_EPOCHS:
         view.say(f"{name}: drawing the report")
         _attach_report(manager, name)
-    if summary.state == "finished":
-        _log_rest(manager, name, view)
-    return summary
+    if summary.state != "finished":
+        return summary, None
+    _log_rest(manager, name, view)
+    return summary, _written(manager, name, shows, folder)
 
 
 def report(
