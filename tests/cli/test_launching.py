@@ -1,10 +1,12 @@
 """launch: from a study file to a test error, with workers that an engine starts."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import refused, start, tuner, tuner_json, wait_until, write_study
+from tests.cli.command import ROOT, refused, start, tuner, tuner_json, wait_until, write_study
 from tests.launch.readme import launch_command
 from tuner.manager import StudyManager
 
@@ -17,8 +19,19 @@ def test_dry_run_submits_nothing() -> None:
     out = tuner("launch", write_study(), *LOCAL, "--cpus-per-worker", "2", "--dry-run").stdout.splitlines()
     assert out[0] == "export TUNER_STORAGE=sqlite:///tuner.db"
     assert len(out) == 3
-    assert all("-m tuner worker tiny --device cpu --quiet" in line for line in out[1:])
+    assert all(line.endswith("-m tuner worker tiny --device cpu --quiet --leashed") for line in out[1:])
     assert not Path("tuner.db").exists()
+
+
+def test_dry_run_of_a_detached_crew_is_what_outlives_the_shell() -> None:
+    """Run by a shell that ends at once, it finishes the study."""
+    study = write_study()
+    tuner("create", study)
+    script = tuner("launch", study, *LOCAL, "--detach", "--dry-run").stdout
+    subprocess.run(["sh", "-euc", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+    with StudyManager("sqlite:///tuner.db") as manager:
+        wait_until(lambda: manager.summary("tiny").state == "finished")
+    assert Path("tuner-tiny.log").read_text() == ""
 
 
 def test_a_detached_crew_goes_on_alone_and_the_same_command_reports() -> None:

@@ -94,7 +94,7 @@ def test_the_storage_reaches_the_workers_and_shows_nowhere(make: Any, interprete
     starts = interpreter(f"open({str(seen)!r}, 'a').write(os.environ['TUNER_STORAGE'] + os.environ['TUNER_ARTIFACTS'])")
     with make(workers=1, artifacts="s3://bucket/place") as engine:
         wait_until(lambda: engine.alive() == 0)
-        shown = engine.submission
+        shown = engine.submission()
     assert seen.read_text() == f"{SERVER}s3://bucket/place"
     assert "se-cret" not in shown + starts.read_text()
     assert "db.example.com/tuner" in shown or "kind: Secret" in shown

@@ -27,7 +27,7 @@ def engine(options: dict[str, str] | None = None, **crew: Any) -> KubernetesWork
 
 
 def documents(given: KubernetesWorkers) -> tuple[Any, Any]:
-    secret, job = yaml.safe_load_all(given.submission)
+    secret, job = yaml.safe_load_all(given.submission())
     return secret, job
 
 

@@ -25,13 +25,16 @@ def crew(**changes: Any) -> Crew:
 
 
 def test_what_is_submitted_is_json() -> None:
-    content = json.loads(RayWorkers(crew(cpus=4, gpus=1), address="head:6379", runtime_env={"pip": ["x"]}).submission)
+    engine = RayWorkers(crew(cpus=4, gpus=1), address="head:6379", runtime_env={"pip": ["x"]})
+    content = json.loads(engine.submission())
     assert content["address"] == "head:6379"
     assert (len(content["actors"]), content["options"]["num_cpus"], content["options"]["num_gpus"]) == (2, 4, 1)
     assert content["options"]["max_restarts"] == content["options"]["max_task_retries"] == -1
     assert content["command"] == ["tuner", "worker", "study", "--quiet", "--device", "cuda"]
     assert content["runtime_env"]["pip"] == ["x"]
     assert "se-cret" not in json.dumps(content)
+    detached = json.loads(engine.submission(detach=True))["options"]
+    assert detached == {**content["options"], "lifetime": "detached", "namespace": "tuner"}
 
 
 def test_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,11 +56,11 @@ def crew(**changes: Any) -> Crew:
 def test_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_engine.sys, "executable", "/opt/venv/bin/python")
     options = {"partition": "gpu", "signal": "B:USR1@120", "exclusive": "", "comment": COMMENT}
-    assert SlurmWorkers(crew(study="digits", workers=8, cpus=4, gpus=1), options).submission == GOLDEN
+    assert SlurmWorkers(crew(study="digits", workers=8, cpus=4, gpus=1), options).submission() == GOLDEN
 
 
 def test_a_studys_name_is_one_word() -> None:
-    script = SlurmWorkers(crew(study="my; study $x"), {}).submission
+    script = SlurmWorkers(crew(study="my; study $x"), {}).submission()
     assert "-m tuner worker 'my; study $x' --quiet" in script
     assert "--job-name=tuner-my-study-x\n" in script
 

@@ -120,7 +120,7 @@ def launch(
     crew = Crew(study=name, workers=workers, storage=storage, artifacts=artifacts, cpus=cpus, gpus=gpus)
     engine = make_engine(place, crew, address=address, runtime_env=runtime_env, slurm=slurm, kubernetes=kubernetes)
     if dry_run:
-        click.echo(engine.submission)
+        click.echo(engine.submission(detach=detach))
         return
     with progress(quiet=quiet) as view:
         from tuner.tracking.tracker import check_installed

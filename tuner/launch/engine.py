@@ -117,9 +117,8 @@ class Engine(ABC):
     ) -> None:
         self.stop()
 
-    @property
     @abstractmethod
-    def submission(self) -> str:
+    def submission(self, *, detach: bool = False) -> str:
         """Exactly what ``start`` hands over, as text. Needs no engine."""
 
     @abstractmethod

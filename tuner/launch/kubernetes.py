@@ -59,8 +59,7 @@ class KubernetesWorkers(Engine):
         self._started = False
         self._told: set[str] = set()  # what was said of pods already
 
-    @property
-    def submission(self) -> str:
+    def submission(self, *, detach: bool = False) -> str:  # noqa: ARG002
         """YAML for ``kubectl apply``. The Secret holds the storage's URL with its password, encoded, not encrypted."""
         return _yaml(self._documents())
 
@@ -125,7 +124,7 @@ class KubernetesWorkers(Engine):
             self._check_gpus(json.loads(nodes.stdout)["items"])
         elif "forbidden" not in nodes.stderr.lower():
             raise EngineError(f"no Kubernetes cluster can be reached (kubectl: {last_line(nodes.stderr)})")
-        self._kubectl("apply", "--dry-run=server", "--filename=-", stdin=self.submission)
+        self._kubectl("apply", "--dry-run=server", "--filename=-", stdin=self.submission())
 
     def _check_gpus(self, nodes: Sequence[Mapping[str, Any]]) -> None:
         if not self.crew.gpus:
@@ -141,7 +140,7 @@ class KubernetesWorkers(Engine):
             _log.warning("room for %d of %s; the others wait for nodes", room, count(self.crew.workers, "worker"))
 
     def start(self, *, detach: bool = False) -> None:  # noqa: ARG002
-        self._kubectl("apply", "--filename=-", stdin=self.submission)
+        self._kubectl("apply", "--filename=-", stdin=self.submission())
         self._started = True
 
     @property

@@ -67,12 +67,12 @@ class LocalWorkers(Engine):
         if error is None or isinstance(error, WorkersLostError):
             self._bury()
 
-    @property
-    def submission(self) -> str:
+    def submission(self, *, detach: bool = False) -> str:
+        alone = f"setsid {shlex.join(self._watcher)} < /dev/null > /dev/null 2>> {self._log_file} &"
         return "\n".join(
             [
                 *(f"export {name}={shlex.quote(value)}" for name, value in self.crew.shown_environment.items()),
-                *(shlex.join(worker.command) for worker in self._workers),
+                *([alone] if detach else [shlex.join(worker.command) for worker in self._workers]),
             ]
         )
 
@@ -116,12 +116,17 @@ class LocalWorkers(Engine):
     def owns(self, holder: Holder) -> bool:
         return holder.host == socket.gethostname() and holder.pid in self.pids
 
-    def _detach(self) -> None:
-        """One process, which is nobody's child, watches over the workers."""
+    @property
+    def _watcher(self) -> list[str]:
+        """One process that watches over all workers, where they are to outlive this one."""
         device = "cuda" if self.crew.gpus else "cpu"
+        return worker_command(self.crew.study, device, "--workers", str(len(self._workers)))
+
+    def _detach(self) -> None:
+        """Start the watcher, as nobody's child."""
         with self._log_file.open("a") as file:
             subprocess.Popen(
-                worker_command(self.crew.study, device, "--workers", str(len(self._workers))),
+                self._watcher,
                 env=worker_environment(self.crew),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -57,21 +57,19 @@ class RayWorkers(Engine):
         self._told: set[str] = set()  # what was said of workers already
         self._output: contextlib.redirect_stdout[io.TextIOBase] | None = None
 
-    @property
-    def submission(self) -> str:
+    def submission(self, *, detach: bool = False) -> str:
         """The actors as JSON."""
         content = {
             "address": self._address or "RAY_ADDRESS, or this machine's cluster",
             "actors": [f"{self._id}-{i}" for i in range(self.crew.workers)],
-            "options": self._options,
+            "options": self._options(detach),
             "runtime_env": self._runtime_env,
             "environment": self.crew.shown_environment,
             "command": ["tuner", *self.crew.words],
         }
         return json.dumps(content, indent=2, ensure_ascii=False)
 
-    @property
-    def _options(self) -> dict[str, Any]:
+    def _options(self, detach: bool) -> dict[str, Any]:
         return {
             "num_cpus": self.crew.cpus,
             "num_gpus": self.crew.gpus,
@@ -79,6 +77,7 @@ class RayWorkers(Engine):
             "max_task_retries": -1,
             "max_concurrency": 2,  # one call waits for the worker's end, the other tells it to leave
             "scheduling_strategy": "SPREAD",
+            **({"lifetime": "detached", "namespace": NAMESPACE} if detach else {}),
         }
 
     def check(self) -> None:
@@ -102,11 +101,9 @@ class RayWorkers(Engine):
 
     def start(self, *, detach: bool = False) -> None:
         ray = self._connect()
-        lasting = {"lifetime": "detached", "namespace": NAMESPACE} if detach else {}
-        actor = ray.remote(**self._options)(_Place)
+        actor = ray.remote(**self._options(detach))(_Place)
         self._actors = [
-            actor.options(name=f"{self._id}-{i}", **lasting).remote(self.crew, detached=detach)
-            for i in range(self.crew.workers)
+            actor.options(name=f"{self._id}-{i}").remote(self.crew, detached=detach) for i in range(self.crew.workers)
         ]
         if detach:
             ray.wait([each.heard.remote() for each in self._actors], timeout=ANSWER_S)

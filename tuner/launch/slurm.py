@@ -52,8 +52,7 @@ class SlurmWorkers(Engine):
         self._job = ""
         self._told: set[str] = set()  # what was said of tasks already
 
-    @property
-    def submission(self) -> str:
+    def submission(self, *, detach: bool = False) -> str:  # noqa: ARG002
         """A script for sbatch. Where the storage is comes with the environment, so no password is in it."""
         options = {
             "job-name": label(self.crew.study),
@@ -136,7 +135,7 @@ exit "$code"
 
     def _submit(self, *options: str) -> str:
         """Hand the script to sbatch; what it answers."""
-        done = call(["sbatch", *options], stdin=self.submission, environment=worker_environment(self.crew))
+        done = call(["sbatch", *options], stdin=self.submission(), environment=worker_environment(self.crew))
         if done.returncode == 0:
             return done.stdout
         said = last_line(done.stderr).removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
