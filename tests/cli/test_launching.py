@@ -36,9 +36,14 @@ def test_dry_run_of_a_detached_crew_is_what_outlives_the_shell() -> None:
 
 def test_a_detached_crew_goes_on_alone_and_the_same_command_reports() -> None:
     study = write_study()
-    out, err = (text := start("launch", study, *LOCAL, "--detach")).communicate(timeout=120)
-    assert (text.returncode, err) == (0, "tiny: reading the data\ntiny: starting 1 worker on this machine\n")
-    assert out == "tiny: 1 worker started, their words go to tuner-tiny.log; next: tuner show tiny\n"
+    launch = ["launch", study, *LOCAL, "--storage", "sqlite:///tuner.db", "--detach"]
+    out, err = (process := start(*launch)).communicate(timeout=120)
+    assert (process.returncode, err) == (0, "tiny: reading the data\ntiny: starting 1 worker on this machine\n")
+    assert out.splitlines() == [
+        "tiny: 1 worker started, their words go to tuner-tiny.log",
+        "next  tuner show tiny --storage sqlite:///tuner.db",
+        "      tuner stop tiny --storage sqlite:///tuner.db",
+    ]
     with StudyManager("sqlite:///tuner.db") as manager:
         wait_until(lambda: manager.summary("tiny").state == "finished")
     done = tuner(*launch_command("local", study, "sqlite:///tuner.db"))

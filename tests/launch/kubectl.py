@@ -7,11 +7,14 @@ the programs of its containers are in ``bin``, its nodes in ``nodes.json``. ``do
 import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,16 +26,30 @@ def fail(text: str) -> None:
 
 
 def apply() -> None:
-    documents = {each["kind"]: each for each in yaml.safe_load_all(sys.stdin)}
-    secret, job = documents["Secret"], documents["Job"]
-    (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert container["envFrom"] == [{"secretRef": {"name": secret["metadata"]["name"]}}]
-    if "--dry-run=server" in sys.argv:
-        return
-    (cluster / "job.json").write_text(json.dumps(job))
+    documents = list(yaml.safe_load_all(sys.stdin))
+    dry = "--dry-run=server" in sys.argv
+    secret = next(each for each in documents if each["kind"] == "Secret")
+    if not dry:
+        (cluster / "secret.json").write_text(json.dumps(secret))
+    for job in documents:
+        if job["kind"] == "Job":
+            (container,) = job["spec"]["template"]["spec"]["containers"]
+            assert container["envFrom"] == [{"secretRef": {"name": secret["metadata"]["name"]}}]
+            if (cluster / "refuses").exists():
+                fail((cluster / "refuses").read_text())
+            if not dry:
+                job["metadata"]["uid"] = str(uuid.uuid4())
+                (cluster / "job.json").write_text(json.dumps(job))
+                run(job, container, secret)
+    if "--output=json" in sys.argv:
+        print(json.dumps({"kind": "List", "items": documents}))
+
+
+def run(job: dict[str, Any], container: dict[str, Any], secret: dict[str, Any]) -> None:
     given = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
     for index in range(job["spec"]["completions"]):
         pod = cluster / f"pod-{index}"
+        shutil.rmtree(pod, ignore_errors=True)  # of an earlier job
         pod.mkdir()
         script = f'cd {pod}; "$@" > log 2>&1 & echo $! > pid; wait $!; echo $? > code.new; mv code.new code'
         subprocess.Popen(
@@ -79,7 +96,15 @@ def get(kinds: str) -> None:
     print(json.dumps({"items": [job, *pods]}))
 
 
-def delete() -> None:
+def delete(kinds: str, which: str) -> None:
+    """By name, or what a label selects; then, as its garbage collector does, what the deleted job owned."""
+    job_file, secret_file = cluster / "job.json", cluster / "secret.json"
+    job = json.loads(job_file.read_text()) if job_file.exists() else None
+    label, _, value = which.removeprefix("--selector=").partition("=")
+    if job is not None and job["metadata"]["name"] != which and job["metadata"]["labels"].get(label) != value:
+        fail(f"nothing is called {which!r}")
+    if job is None and not which.startswith("--selector="):
+        fail(f'jobs.batch "{which}" not found')
     for pod in cluster.glob("pod-*"):
         while not (pod / "pid").exists():
             time.sleep(0.01)
@@ -87,7 +112,12 @@ def delete() -> None:
             os.kill(int((pod / "pid").read_text()), signal.SIGTERM)
     while any(code is None for code in codes().values()):
         time.sleep(0.01)
-    (cluster / "job.json").unlink(missing_ok=True)
+    job_file.unlink(missing_ok=True)
+    if secret_file.exists():
+        owners = json.loads(secret_file.read_text())["metadata"].get("ownerReferences", [])
+        owned = job is not None and job["metadata"]["uid"] in [owner["uid"] for owner in owners]
+        if owned or "secret" in kinds.split(","):
+            secret_file.unlink()
 
 
 with (cluster / "calls").open("a") as calls:
@@ -102,6 +132,6 @@ elif words[0] == "get":
 elif words[0] == "logs":
     print((cluster / words[1] / "log").read_text(), end="")
 elif words[0] == "delete":
-    delete()
+    delete(words[1], words[2])
 else:
     fail(f"unknown command {words[0]!r}")

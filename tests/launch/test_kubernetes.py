@@ -2,6 +2,9 @@
 
 import base64
 import json
+import re
+import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import yaml
 
 from tests.cli.command import ROOT, tuner, write_study
 from tests.launch.readme import launch_command
-from tests.launch.test_engines import SERVER
+from tests.launch.test_engines import PATIENT, SERVER, lines
 from tests.storage.servers import fresh_database
 from tuner.errors import BadInputError, DeviceError, EngineError
 from tuner.launch.engine import Crew
@@ -131,6 +134,38 @@ def test_kubectl_is_told_where(kubernetes: Path) -> None:
     assert all(call.startswith("--context=prod --namespace=ml ") for call in calls)
 
 
+class TestTheSecretGoesWithTheJob:
+    def test_of_a_detached_job(self, kubernetes: Path, interpreter: Any, tmp_path: Path) -> None:
+        interpreter(PATIENT)
+        given = engine(workers=1)
+        given.start(detach=True)
+        assert (kubernetes / "secret.json").exists()
+        commands = [shlex.split(each) for each in re.findall(r"kubectl .*? (?=shows|ends)", given.traces)]
+        pods = json.loads(subprocess.run(commands[0], check=True, capture_output=True).stdout)["items"]
+        assert [pod["kind"] for pod in pods] == ["Job", "Pod"]
+        subprocess.run(commands[1], check=True)
+        assert lines(tmp_path / "left") == ["left"]
+        assert not (kubernetes / "secret.json").exists()
+        assert given.alive() == 0
+
+    def test_of_what_dry_run_prints(self, kubernetes: Path, interpreter: Any) -> None:
+        """Applied by hand nobody owns it: the text says what removes both."""
+        interpreter(PATIENT)
+        given = engine({"namespace": "ml"}, workers=1)
+        text = given.submission()
+        subprocess.run(["kubectl", "apply", "--filename=-"], input=text, text=True, check=True)
+        (command,) = re.findall(r"^#.*(kubectl --namespace=ml delete .*)$", text, flags=re.MULTILINE)
+        subprocess.run(shlex.split(command), check=True)
+        assert not (kubernetes / "secret.json").exists()
+        assert not (kubernetes / "job.json").exists()
+
+    def test_of_a_job_that_is_refused(self, kubernetes: Path) -> None:
+        (kubernetes / "refuses").write_text("exceeded quota")
+        with pytest.raises(EngineError, match=r"Kubernetes refuses \(kubectl apply: error: exceeded quota\)"):
+            engine().start()
+        assert not (kubernetes / "secret.json").exists()
+
+
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[str]:
     with fresh_database("postgresql", tmp_path) as url:
@@ -145,3 +180,4 @@ def test_a_study_on_kubernetes(kubernetes: Path, database: str, monkeypatch: pyt
     assert "tiny: starting 1 worker on Kubernetes\n" in done.stderr
     assert (kubernetes / "pod-0" / "code").read_text() == "0\n", "it found out by itself that the study is finished"
     assert not (kubernetes / "job.json").exists()
+    assert not (kubernetes / "secret.json").exists()

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
+from tuner.cli import output
 from tuner.cli.options import (
     Format,
     ensemble_option,
@@ -18,12 +19,13 @@ from tuner.cli.options import (
     quiet_option,
     read_spec,
     storage_options,
+    storage_words,
     study_file,
 )
 from tuner.cli.progress import progress
 from tuner.cli.running import attend, conclude, report, undertaker
 from tuner.launch import Place
-from tuner.report.layout import count
+from tuner.report.layout import count, pairs
 
 
 @click.command()
@@ -136,10 +138,24 @@ def launch(
                 view.say(f"{name}: starting {count(workers, 'worker')} on {engine.name}")
                 if detach:
                     engine.start(detach=True)
-                    click.echo(f"{name}: {count(workers, 'worker')} started, {engine.traces}; next: tuner show {name}")
+                    option = storage_words(context, manager.storage)
+                    record = {
+                        "study": name,
+                        "workers": workers,
+                        "traces": engine.traces,
+                        "next": [f"tuner {verb} {name}{option}" for verb in ("show", "stop")],
+                    }
+                    output.write(record, form, lambda: _started(record))
                     return
                 engine.died = undertaker(manager, name)
                 attend(manager, name, engine, view)
             summary, shown = conclude(manager, spec, view, folder, news=news, ensemble=ensemble)
             database = manager.storage
     report(context, summary, database, form, shown)
+
+
+def _started(record: dict[str, Any]) -> str:
+    """What a detached launch ends with."""
+    show, stop = record["next"]
+    head = f"{record['study']}: {count(record['workers'], 'worker')} started, {record['traces']}"
+    return f"{head}\n{pairs({'next': show, '': stop}, indent='')}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from tuner.cli.secrets import hide_argument, password_of
 
@@ -125,6 +126,12 @@ def known_metric(name: str | None) -> Metric | None:
     if name is not None and name not in METRICS:
         raise click.BadParameter(f"{name!r} is none of {', '.join(METRICS)}", param_hint="--metric")
     return cast("Metric | None", name)
+
+
+def storage_words(context: click.Context, database: str) -> str:
+    """What the next command has to say to find the same database: nothing where that comes from the environment."""
+    given = context.get_parameter_source("storage") is ParameterSource.COMMANDLINE
+    return f" --storage {database}" if given else ""
 
 
 def open_manager(storage: str, artifacts: str | None, *, create: bool = False) -> StudyManager:

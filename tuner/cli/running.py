@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from tuner.cli import output
 from tuner.cli.group import EXIT_INTERRUPTED
@@ -31,6 +30,7 @@ from tuner.cli.options import (
     quiet_option,
     read_spec,
     storage_options,
+    storage_words,
     target_option,
 )
 from tuner.cli.progress import Live, Progress, Watch, progress
@@ -185,8 +185,7 @@ def report(
 
     from tuner.report.study import outcome_text
 
-    given = context.get_parameter_source("storage") is ParameterSource.COMMANDLINE
-    option = f" --storage {database}" if given else ""
+    option = storage_words(context, database)
     output.write(record, form, lambda: outcome_text(record, database, option))
 
 

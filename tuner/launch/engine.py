@@ -135,7 +135,9 @@ class Engine(ABC):
     @property
     @abstractmethod
     def traces(self) -> str:
-        """Where to look for workers that were started: what the engine calls them, and where their words go."""
+        """Where workers that were started are: what the engine calls them, how it shows and ends them, and where their
+        words go.
+        """
 
     @abstractmethod
     def alive(self) -> int:

@@ -6,8 +6,10 @@ Evictions, preemptions and drained nodes cost a pod none of its tries; a worker 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
+import shlex
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -61,7 +63,11 @@ class KubernetesWorkers(Engine):
 
     def submission(self, *, detach: bool = False) -> str:  # noqa: ARG002
         """YAML for ``kubectl apply``. The Secret holds the storage's URL with its password, encoded, not encrypted."""
-        return _yaml(self._documents())
+        end = self._command("delete", "job,secret", f"--selector={self._selector}")
+        return (
+            "# tuner launch makes the Job the owner of the Secret once it has a UID, so that they go together.\n"
+            f"# Where you apply this yourself, both go with: {end}\n{_yaml(self._documents())}"
+        )
 
     def _documents(self) -> list[dict[str, Any]]:
         crew, claim = self.crew, self._options.get("claim")
@@ -140,12 +146,29 @@ class KubernetesWorkers(Engine):
             _log.warning("room for %d of %s; the others wait for nodes", room, count(self.crew.workers, "worker"))
 
     def start(self, *, detach: bool = False) -> None:  # noqa: ARG002
-        self._kubectl("apply", "--filename=-", stdin=self.submission())
-        self._started = True
+        self._started = True  # whatever comes of it is there to be deleted
+        try:
+            applied = self._kubectl("apply", "--filename=-", "--output=json", stdin=self.submission()).stdout
+            self._own_secret(json.loads(applied)["items"])
+        except EngineError:
+            with contextlib.suppress(EngineError):
+                self.stop()
+            raise
+
+    def _own_secret(self, applied: Sequence[Mapping[str, Any]]) -> None:
+        """Let the Secret go when the Job goes: deleted by anybody, or some time after its end."""
+        (job,) = [item for item in applied if item["kind"] == "Job"]
+        secret, _ = self._documents()
+        secret["metadata"]["ownerReferences"] = [
+            {"apiVersion": "batch/v1", "kind": "Job", "name": self._id, "uid": job["metadata"]["uid"]}
+        ]
+        self._kubectl("apply", "--filename=-", stdin=_yaml([secret]))
 
     @property
     def traces(self) -> str:
-        return f"kubectl get pods --selector={self._selector} shows them"
+        show = self._command("get", "pods", f"--selector={self._selector}")
+        end = self._command("delete", "job", self._id)
+        return f"as job {self._id}: {show} shows its pods, {end} ends it and takes its Secret along"
 
     def alive(self) -> int:
         job, pods = self._look()
@@ -184,6 +207,14 @@ class KubernetesWorkers(Engine):
     def _selector(self) -> str:
         return f"app.kubernetes.io/instance={self._id}"
 
+    @property
+    def _scope(self) -> list[str]:
+        return [f"--{key}={self._options[key]}" for key in ("context", "namespace") if self._options.get(key)]
+
+    def _command(self, *words: str) -> str:
+        """A command of kubectl, to be typed."""
+        return shlex.join(["kubectl", *self._scope, *words])
+
     def _look(self) -> tuple[Mapping[str, Any] | None, list[Mapping[str, Any]]]:
         """The job, None once it is deleted, and its pods."""
         found = json.loads(self._kubectl("get", "job,pods", f"--selector={self._selector}", "--output=json").stdout)
@@ -202,8 +233,7 @@ class KubernetesWorkers(Engine):
     def _kubectl(
         self, *words: str, stdin: str | None = None, check: bool = True, patience_s: float | None = None
     ) -> Any:
-        scope = [f"--{key}={self._options[key]}" for key in ("context", "namespace") if self._options.get(key)]
-        done = call(["kubectl", *scope, *words], stdin=stdin, patience_s=patience_s)
+        done = call(["kubectl", *self._scope, *words], stdin=stdin, patience_s=patience_s)
         if check and done.returncode:
             raise EngineError(f"Kubernetes refuses (kubectl {words[0]}: {last_line(done.stderr)})")
         return done

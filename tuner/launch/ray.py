@@ -113,7 +113,7 @@ class RayWorkers(Engine):
 
     @property
     def traces(self) -> str:
-        return f"actors {self._id}-0 … in Ray's namespace {NAMESPACE}"
+        return f"as actors {self._id}-0 … in Ray's namespace {NAMESPACE}"
 
     def alive(self) -> int:
         ray = self._connect()

@@ -98,7 +98,9 @@ exit "$code"
 
     @property
     def traces(self) -> str:
-        return f"job {self._job}; their words go to slurm-{self._job}_*.out, and scancel {self._job} ends them"
+        log = self._options.get("output") or self._options.get("o") or f"slurm-{self._job}_*.out"
+        show, end = f"squeue --job={self._job}", f"scancel {self._job}"
+        return f"as job {self._job}: {show} shows it, {end} ends it, their words go to {log}"
 
     def alive(self) -> int:
         tasks = self._tasks()
