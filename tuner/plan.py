@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuner import capacity
 from tuner.data import DataSummary, summarize
 from tuner.data.shift import ShiftReport, check_shift
 from tuner.search import Bracket, plan, slots, total_epochs
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """A study before it runs. brackets: as dealt to its trials, the last may be short (see :mod:`tuner.search`)."""
+    """A study before it runs. brackets: as dealt to its trials, the last may be short (see :mod:`tuner.search`).
+
+    limits: why this machine could not train it, if so.
+    """
 
     spec: StudySpec
     data: DataSummary
     shift: ShiftReport
     brackets: tuple[Bracket, ...]
+    limits: tuple[str, ...] = ()
 
     @property
     def trials(self) -> int:
@@ -51,10 +56,10 @@ class StudyPlan:
             sizes = [int(domain.value)]
         elif isinstance(domain, Range):
             sizes = [int(domain.high)]
-        if max(sizes) <= self.data.n_train:
-            return self.spec.advice
-        rows = self.data.n_train
-        return [*self.spec.advice, f"space.batch_size: above {rows:,} training rows a batch is the whole training set"]
+        rows, given = self.data.n_train, [*self.spec.advice, *self.limits]
+        if max(sizes) <= rows:
+            return given
+        return [*given, f"space.batch_size: above {rows:,} training rows a batch is the whole training set"]
 
     def rounds(self) -> Iterator[tuple[int, Bracket]]:
         """Each different bracket once, with how many of it there are, in the order of the deal."""
@@ -106,19 +111,30 @@ def plan_study(spec: StudySpec, root: Path) -> StudyPlan:
 
     Raises DataError when the data cannot be used.
     """
-    return StudyPlan(spec=spec, data=summarize(spec, root), shift=check_shift(spec, root), brackets=plan(spec))
+    data = summarize(spec, root)
+    shift, limits = check_shift(spec, root), capacity.advice(spec, data)
+    return StudyPlan(spec=spec, data=data, shift=shift, brackets=plan(spec), limits=limits)
 
 
-def create_study(manager: StudyManager, spec: StudySpec, root: Path) -> bool:
+def create_study(manager: StudyManager, spec: StudySpec, root: Path, *, device: str | None = None) -> bool:
     """Create the study in the manager's storage, unless it is there; whether it was created now.
 
-    Raises DataError when the data cannot be used, SpecMismatchError when the name belongs to another spec.
+    device: where it will be trained, by name; None: elsewhere, and who trains it looks. Raises DataError when the data
+    cannot be used, DeviceError when the device is not here or cannot train every model, SpecMismatchError when the name
+    belongs to another spec.
     """
     data = summarize(spec, root)
+    if device is not None:
+        capacity.check_device(spec, data, device)
     return manager.create(spec, data_root=root.absolute(), data_digest=data.data_digest, split_digest=data.split_digest)
 
 
-def create_or_resume(manager: StudyManager, spec: StudySpec, root: Path) -> None:
-    """Create the study, or let workers go on with the one that is there. Raises as :func:`create_study` does."""
-    if not create_study(manager, spec, root):
-        manager.resume(spec.study.name)
+def create_or_resume(manager: StudyManager, spec: StudySpec, root: Path, *, device: str | None = None) -> None:
+    """Create the study, or let workers go on with the one that is there. Raises as :func:`create_study` does; one that
+    is finished needs no device.
+    """
+    name = spec.study.name
+    if name in manager.names() and manager.summary(name).state == "finished":
+        device = None
+    if not create_study(manager, spec, root, device=device):
+        manager.resume(name)

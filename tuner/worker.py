@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tuner
+from tuner.capacity import Table, check_capacity
 from tuner.data.dataset import TrainingData, load_training_data
 from tuner.errors import DataError, DeviceLostError, StorageError, StudyNotFoundError, TunerError
 from tuner.learning.device import DeviceData, computes, resolve_device
@@ -50,8 +51,8 @@ def run_worker(manager: StudyManager, name: str, *, device: str = "auto", stop: 
     """Work on a study until it is finished or stopped, or until ``stop`` is set.
 
     Setting ``stop`` lets the current epoch end, then saves the lanes and gives them back. Raises StudyNotFoundError,
-    DataError when this machine's data are not the study's, DeviceError, DeviceLostError when the device fails
-    during the work, StorageError when the database stays away.
+    DataError when this machine's data are not the study's, DeviceError also when the device cannot train every model of
+    the study, DeviceLostError when it fails during the work, StorageError when the database stays away.
     """
     # Both before the data, which may take a while: a study that takes the name meanwhile is another one.
     ledger, store = manager.ledger(name), manager.checkpoints(name)
@@ -62,6 +63,7 @@ def run_worker(manager: StudyManager, name: str, *, device: str = "auto", stop: 
     check_digests(manager, name, data)
     rows = DeviceData.place(data, place)
     rows.check(ledger.spec.study.metric)
+    check_capacity(ledger.spec, Table.of_device(rows), place)
     _Worker(ledger, store, rows, stop).run()
 
 

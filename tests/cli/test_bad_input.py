@@ -79,8 +79,7 @@ def test_unknown_study(verb: str) -> None:
 
 
 def test_unknown_device() -> None:
-    study = write_study()
-    assert "device 'abacus' is not known" in refused("run", study, "--device", "abacus", "--quiet")
+    tuner("create", write_study())
     assert "device 'abacus' is not known" in refused("worker", "tiny", "--device", "abacus", "--quiet")
 
 

@@ -115,7 +115,7 @@ def run(
                     manager, study_file, target, metric=known_metric(metric), workers=crew, device=device, **overrides
                 )
             name = spec.study.name
-            create_or_resume(manager, spec, root)
+            create_or_resume(manager, spec, root, device=device)
             with _still_there(name):
                 if news := manager.summary(name).state != "finished":
                     _train(manager, spec, device, workers, storage, artifacts, view)

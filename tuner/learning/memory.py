@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -71,10 +72,34 @@ def memory_budget(device: torch.device, processes: int | None = None) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(SHARE * free)
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(SHARE * available / (processes or os.cpu_count() or 1))
+    if device.type == "mps":
+        return int(SHARE * (torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()))
+    return int(SHARE * available_memory() / (processes or os.cpu_count() or 1))
+
+
+def available_memory(system: Path = Path("/")) -> int:
+    """Bytes of this machine's memory that programs may still take, within the limit of the container they run in.
+
+    What files are cached in counts as free, as the kernel will give it up. Where the kernel tells neither (macOS): all
+    that the machine has. system: where its ``proc`` and ``sys`` are.
+    """
+    try:
+        lines = (system / "proc/meminfo").read_text().splitlines()
+    except FileNotFoundError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    group = system / "sys/fs/cgroup"
+    try:
+        limit, used, parts = ((group / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+    except OSError:  # another version of control groups, or no limit at all
+        return available
+    if limit.strip() == "max":
+        return available
+    cached = next(int(line.split()[1]) for line in parts.splitlines() if line.startswith("inactive_file "))
+    return min(available, max(int(limit) - int(used) + cached, 0))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch or numpy means that memory ran out."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    known = ("can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in known)
