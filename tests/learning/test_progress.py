@@ -8,10 +8,10 @@ from tests.learning.packs import make_config
 from tuner.learning.progress import EpochResult, Progress
 
 
-def walk(values: list[float], *, maximize: bool = False, train_loss: float = 1.0) -> Progress:
+def walk(values: list[float], *, maximize: bool = False, train_loss: float = 1.0, val_loss: float = 1.0) -> Progress:
     progress = Progress()
     for epoch, value in enumerate(values, start=1):
-        result = EpochResult(epoch=epoch, train_loss=train_loss, val_loss=1.0, value=value)
+        result = EpochResult(epoch=epoch, train_loss=train_loss, val_loss=val_loss, value=value)
         progress = progress.advance(result, maximize=maximize)
     return progress
 
@@ -29,7 +29,7 @@ def test_a_trial_is_judged_by_the_weights_it_keeps() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_end_a_trial(bad: float) -> None:
-    for progress in (walk([1.0, bad]), walk([1.0], train_loss=bad)):
+    for progress in (walk([1.0, bad]), walk([1.0], train_loss=bad), walk([1.0], val_loss=bad)):
         assert progress.diverged
         assert progress.stopped(make_config())
         assert math.isnan(progress.judged_value(make_config(keep="best")))
