@@ -314,7 +314,7 @@ def fit_all(
 ) -> Fits:
     """Refit the winner and, where candidates are ``ranked``, an ensemble of them, and fit the baselines beside them."""
     began = time.perf_counter()
-    place = resolve_device(device, spec.training.precision)
+    place = resolve_device(device, spec.training.precision, double=True)
     if place.type == "cpu":
         single_thread()
     chosen = select_ensemble(spec, data, ranked, place) if ranked else None

@@ -101,7 +101,7 @@ def trained_model(
     not those of the study.
     """
     spec, root = manager.spec(name), manager.data_root(name)
-    place = resolve_device(device, spec.training.precision)
+    place = resolve_device(device, spec.training.precision, double=True)
     if place.type == "cpu":
         single_thread()
     best = winner(manager, name)

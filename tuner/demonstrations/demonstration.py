@@ -120,7 +120,7 @@ def demonstrate(
             f"study {name!r} is {state}: a demonstration begins when the search is over; "
             f"finish it with tuner run or tuner worker, or end it with: tuner stop {name}"
         )
-    place = resolve_device(device, spec.training.precision)
+    place = resolve_device(device, spec.training.precision, double=True)
     if place.type == "cpu":
         single_thread()
     lab = Lab(spec=spec, root=manager.data_root(name), ranked=candidates(manager, name), device=place, say=say)

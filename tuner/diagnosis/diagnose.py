@@ -51,7 +51,7 @@ def diagnose(
         raise BadInputError(f"seeds: a spread needs {FEWEST_SEEDS} or more, got {seeds}")
     began = time.perf_counter()
     best, spec, root = winner(manager, name), manager.spec(name), manager.data_root(name)
-    place = resolve_device(device, spec.training.precision)
+    place = resolve_device(device, spec.training.precision, double=True)
     if place.type == "cpu":
         single_thread()
     data = load_training_data(spec, root)

@@ -21,14 +21,25 @@ Part = Literal["train", "val"]
 DATA_SHARE = 0.5  # of a GPU's free memory that rows may take; packs need the rest
 
 
-def resolve_device(name: str, precision: Precision = "float32") -> torch.device:
+def resolve_device(name: str, precision: Precision = "float32", *, double: bool = False) -> torch.device:
     """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` as a device of this machine.
 
-    Raises DeviceError for one that is not there, or that has no products of this precision.
+    double: for work in float64, which Apple GPUs do not have: the CPU in their place. Raises DeviceError for a device
+    that is not there, or that has no products of this precision.
     """
     device = _named(name)
     check_precision(device, precision)
-    return device
+    return device if has_float64(device) or not double else torch.device("cpu")
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device has numbers of double precision at all."""
+    return device.type != "mps"
+
+
+def for_sums(tensor: Tensor) -> Tensor:
+    """The tensor where it can be summed up in float64: where it is, or on the host."""
+    return tensor if has_float64(tensor.device) else tensor.cpu()
 
 
 def check_precision(device: torch.device, precision: Precision) -> None:

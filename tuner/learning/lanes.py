@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from tuner.learning import draws
-from tuner.learning.device import DeviceData, DeviceView, Part
+from tuner.learning.device import DeviceData, DeviceView, Part, for_sums, has_float64
 from tuner.learning.epoch_plan import EpochPlan
 from tuner.learning.kernels import kernels_for, norms
 from tuner.learning.kernels.interface import Blocks, Kernels, LaneReal, Lanes, LaneWhole, Step, Whole
@@ -151,7 +151,7 @@ class Pack:
         self.z = [torch.zeros_like(a) for a in self.a[1:]]
         self.da = [torch.zeros_like(a) for a in self.a[1:]]
         self.out = torch.zeros(K, B, C, device=device, dtype=dtype)
-        self.loss = torch.zeros(K, device=device, dtype=torch.float64)
+        self.loss = torch.zeros(K, device=device, dtype=torch.float64 if has_float64(device) else dtype)
         # Lanes whose last hidden layer is l are the run counts[l+1]..counts[l].
         bounds = [*counts[1:], 0]
         runs = [(layer + 1, bounds[layer + 1], bounds[layer]) for layer in range(self.L)]
@@ -184,14 +184,14 @@ class Pack:
             real[LaneReal.MOMENTUM, k], real[LaneReal.BETA2, k] = c.momentum, c.beta2
             real[LaneReal.CLIP, k] = c.clip_norm
         device, dtype = self.data.device, self.data.dtype
-        class_weights = torch.ones(self.K, self.layout.C, device=device, dtype=dtype)
+        class_weights = torch.ones(self.K, self.layout.C, dtype=dtype)
         for k, c in enumerate(self.configs):
             if c.class_weight == "balanced":
-                class_weights[k] = balanced_weights(self.views[k].y_train, self.layout.C)
+                class_weights[k] = balanced_weights(for_sums(self.views[k].y_train), self.layout.C)
         self._lane_tensors = (
             torch.from_numpy(whole).to(device),
             torch.from_numpy(real).to(device, dtype),
-            class_weights,
+            class_weights.to(device),
         )
         self.lane_numbers = Lanes(*(self.kernels.handle(t) for t in self._lane_tensors))
         width = self._lane_tensors[0][LaneWhole.WIDTH]
@@ -239,10 +239,13 @@ class Pack:
 
     def _draw(self, epochs: npt.NDArray[np.int64]) -> None:
         """Each lane's order and dropout words for its epoch."""
-        if self.order.device.type == "cpu":
-            order = self.order.numpy()
+        if self.order.device.type != "cuda":
+            # Of the CPU's own this is the memory itself; others get a copy of what the host draws.
+            drawn_here = self.order.cpu()
+            order = drawn_here.numpy()
             for k, (n, view) in enumerate(zip(self.rows, self.views, strict=True)):
                 np.add(epoch_order(int(self.keys[k]), int(epochs[k]), n), view.first_train, out=order[k, :n])
+            self.order.copy_(drawn_here)
             if self._stream is not None:
                 self._stream.begin(order)
         else:
@@ -462,7 +465,7 @@ class Pack:
         loss, value = np.empty(self.K), np.empty(self.K)
         for view, lanes in groups:
             x, rows_y = view.part(part)
-            own = outputs[torch.from_numpy(lanes), : len(x)] if len(groups) > 1 else outputs
+            own = for_sums(outputs[torch.from_numpy(lanes), : len(x)] if len(groups) > 1 else outputs)
             y = rows_y.to(own.device)
             loss[lanes] = row_loss(self.head, own, y).mean(1, dtype=torch.float64).cpu().numpy()
             value[lanes] = score(metric, own, y, view.target_sd).cpu().numpy()

@@ -50,7 +50,7 @@ class Parameters:
             running[1] = 1
         self.judged_running = [running.clone() for running in self.running] if self.averages else self.running
         self.best_running = [running.clone() for running in self.running] if self.best is not None else []
-        if device.type == "cpu":
+        if device.type != "cuda":
             for k in range(layout.K):
                 self._fill_lane(k)
         else:

@@ -130,8 +130,8 @@ class Kernels(Protocol):
     ) -> None:
         """outputs (K, B, C) before the bias become the gradient of each lane's mean batch loss by the outputs.
 
-        Each row's loss is multiplied by its class's weight. Rows beyond a lane's count get zero. loss (K,) float64
-        grows by the sum of the rows' losses.
+        Each row's loss is multiplied by its class's weight. Rows beyond a lane's count get zero. loss (K,), float64
+        where the device has it, grows by the sum of the rows' losses.
         """
         ...
 

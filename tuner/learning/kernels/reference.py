@@ -97,7 +97,7 @@ class ReferenceKernels:
             row_loss, gradient = _class_head(head, outputs, y, lanes.real[LaneReal.SMOOTHING][:, None, None])
             weights = lanes.class_weights.gather(1, y)
             row_loss, gradient = row_loss * weights, gradient * weights[:, :, None]
-        loss.add_(torch.where(live, row_loss, 0.0).sum(1, dtype=torch.float64))
+        loss.add_(torch.where(live, row_loss, 0.0).sum(1, dtype=loss.dtype))
         gradient *= step.real[Real.ROW_WEIGHT][:, None, None]
         outputs.copy_(torch.where(live[:, :, None], gradient, 0.0))
         total = outputs.sum(1)
