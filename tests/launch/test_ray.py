@@ -2,8 +2,12 @@
 
 import ipaddress
 import json
+import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,26 +100,66 @@ def test_a_node_that_cannot_start_a_process_is_heard(tmp_path: Path) -> None:
     assert lost[0].exit_code == 1
 
 
-LONG = TINY.replace("trials = 3", "trials = 40").replace("epochs = 4", "epochs = 300")
+LONG = TINY.replace("trials = 3", "trials = 48").replace("epochs = 4", "epochs = 300")
+
+
+@pytest.fixture
+def two_nodes(ray: Any) -> Iterator[Any]:
+    """The cluster with a node for each of two workers, in the place of its usual one."""
+
+    def put(*cpus: int) -> None:
+        for node in list(ray.worker_nodes):
+            ray.remove_node(node)
+        for number in cpus:
+            ray.add_node(num_cpus=number, num_gpus=0)
+
+    put(1, 1)
+    yield ray
+    put(2)
 
 
 @pytest.mark.usefixtures("workdir")
-def test_a_node_is_removed_in_the_middle_of_a_study(ray: Any, tmp_path: Path) -> None:
-    """Exactly N trials all the same, by a worker that Ray has started again on another node."""
+def test_a_node_is_removed_in_the_middle_of_a_study(two_nodes: Any, tmp_path: Path) -> None:
+    """Exactly N trials all the same: one worker goes on, and Ray starts the other one again as a node joins."""
     with fresh_database("postgresql", tmp_path) as url:
-        process = start(*launch_command("ray", write_study(LONG), url), "-f", "json")
+        words = [*launch_command("ray", write_study(LONG), url), "--workers", "2", "--format", "json"]
+        process = start(*words)
         with StudyManager(url) as manager:
-            names, summary = manager.names, manager.summary
-            wait_until(lambda: "tiny" in names() and summary("tiny").trials["running"] > 0, process=process)
-            (node,) = ray.worker_nodes
-            ray.remove_node(node, allow_graceful=False)
-            ray.add_node(num_cpus=2, num_gpus=0)  # a node joins, and the worker moves in
+
+            def holders() -> list[int]:
+                there = "tiny" in manager.names()
+                return [holder.pid for holder in manager.ledger("tiny").outstanding().holders] if there else []
+
+            # However fast this machine is, there is work left for whoever is still being started.
+            wait_until(lambda: bool(holders()), process=process)
+            with asleep(*holders()):
+                wait_until(lambda: len(holders()) == 2, process=process)
+            crew = holders()
+            two_nodes.remove_node(next(iter(two_nodes.worker_nodes)), allow_graceful=False)
+            with asleep(*crew):
+                two_nodes.add_node(num_cpus=1, num_gpus=0)
+                wait_until(lambda: len(manager.workers("tiny")) == 3, process=process)
             out, err = process.communicate(timeout=DEADLINE_S)
             assert process.returncode == 0, err
             trials = strict_json(out)["trials"]
-            assert (trials["total"], trials["complete"]) == (40, 40)
-            assert [row.number for row in manager.trials("tiny")] == list(range(40))
-            assert len(manager.workers("tiny")) == 2
+            assert (trials["total"], trials["complete"]) == (48, 48)
+            assert [row.number for row in manager.trials("tiny")] == list(range(48))
+
+
+@contextmanager
+def asleep(*pids: int) -> Iterator[None]:
+    """Processes that do nothing for a while, where they still are."""
+
+    def tell(number: signal.Signals) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    tell(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        tell(signal.SIGCONT)
 
 
 @pytest.mark.usefixtures("workdir", "ray")
