@@ -21,7 +21,7 @@ from sklearn.preprocessing import RobustScaler, StandardScaler
 from torch import nn
 
 from tuner import __version__
-from tuner.data.preprocessing import Block, Preprocessing
+from tuner.data.preprocessing import FAR, Block, Preprocessing
 from tuner.errors import BadInputError, TunerError
 from tuner.learning.activations import LEAKY_SLOPE
 from tuner.learning.mlp import MLP
@@ -159,18 +159,23 @@ def _block(graph: _Graph, block: Block, places: dict[str, int]) -> str:
     columns = graph.constant(np.array([places[name] for name in block.columns], dtype=np.int64))
     x = graph.node("Gather", ["rows", columns], axis=1)
     missing = graph.node("Or", [graph.node("IsNaN", [x]), graph.node("IsInf", [x])])
-    assert isinstance(block.transformer, FeatureUnion)
-    parts = dict(block.transformer.transformer_list)
-    steps = [parts["value"]] if isinstance(parts["value"], SimpleImputer) else [s for _, s in parts["value"].steps]
-    imputer, *scalers = steps
+    imputer, *scalers = _steps(block)
     filled = graph.node("Where", [missing, graph.constant(imputer.statistics_.astype(np.float64)), x])
     for scaler in scalers:
         filled = _scaled(graph, scaler, filled)
-    marked = parts["missing"].features_
-    if not len(marked):
+    if not isinstance(block.transformer, FeatureUnion):
         return filled
+    marked = dict(block.transformer.transformer_list)["missing"].features_
     marks = graph.node("Gather", [graph.cast(missing, "DOUBLE"), graph.constant(marked.astype(np.int64))], axis=1)
     return graph.node("Concat", [filled, marks], axis=1)
+
+
+def _steps(block: Block) -> list[Any]:
+    """What a block of numbers or booleans does with values, one after another: it fills in, then it may scale."""
+    filled = block.transformer
+    if isinstance(filled, FeatureUnion):
+        filled = dict(filled.transformer_list)["value"]
+    return [filled] if isinstance(filled, SimpleImputer) else [step for _, step in filled.steps]
 
 
 def _scaled(graph: _Graph, scaler: StandardScaler | RobustScaler, x: str) -> str:
@@ -179,6 +184,7 @@ def _scaled(graph: _Graph, scaler: StandardScaler | RobustScaler, x: str) -> str
     s = graph.node("Div", [graph.node("Sub", [x, graph.constant(center)]), graph.constant(scaler.scale_)])
     if not robust:
         return s
+    s = graph.node("Clip", [s, graph.constant(np.array(-FAR)), graph.constant(np.array(FAR))])
     third = graph.node("Div", [s, graph.constant(np.array(3.0))])
     square = graph.node("Mul", [third, third])
     return graph.node("Div", [s, graph.node("Sqrt", [graph.node("Add", [square, graph.constant(np.array(1.0))])])])
@@ -263,7 +269,7 @@ def _made_up_rows(model: TunedModel) -> npt.NDArray[np.float64]:
         for fitted in model.preprocessing.values():
             for block in fitted.blocks:
                 if column.name in block.columns:
-                    scaler = dict(block.transformer.transformer_list)["value"].steps[-1][1]
+                    scaler = _steps(block)[-1]
                     i = block.columns.index(column.name)
                     center = scaler.center_ if isinstance(scaler, RobustScaler) else scaler.mean_
                     rows[:, place] = rows[:, place] * scaler.scale_[i] + center[i]

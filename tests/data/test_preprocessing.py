@@ -94,6 +94,15 @@ def test_robust_scaling_is_clipped_smoothly() -> None:
     assert 2.99 < np.abs(result).max() <= 3
 
 
+def test_robust_scaling_of_later_rows_however_far() -> None:
+    fitted = fit(scaling="robust")
+    far = FEATURES.copy()
+    far[0, 0], far[1, 0] = 1e200, -1.7e308
+    result = fitted.transform(frame_of(far))
+    assert result[:2, 0].tolist() == [3, -3]
+    np.testing.assert_array_equal(result[2:], fitted.transform(frame_of(FEATURES))[2:])
+
+
 @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
 def test_robust_scaling_of_a_column_that_is_mostly_one_value(unit: float) -> None:
     values = [0.0] * 35 + [unit * i for i in range(1, 6)]
