@@ -80,9 +80,11 @@ def start(*words: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(condition: Callable[[], bool], *, process: subprocess.Popen[str] | None = None) -> None:
+def wait_until(
+    condition: Callable[[], bool], *, process: subprocess.Popen[str] | None = None, within_s: float = DEADLINE_S
+) -> None:
     """Look again and again until ``condition`` holds; fails at a deadline, and when ``process`` ends before."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         assert process is None or process.poll() is None, process.communicate() if process else None
