@@ -155,6 +155,15 @@ def test_a_file_that_breaks_off_in_the_middle_leaves_what_was_there(tmp_path: Pa
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_number_too_large_is_named_with_its_row(tmp_path: Path) -> None:
+    rows = mixed_table(30, seed=3)
+    rows[17, "size"] = 1e300
+    data = written(rows, tmp_path / "a.csv")
+    with pytest.raises(DataError, match=r"a\.csv: column 'size' cannot be standardised: 1e\+300 in row 18 "):
+        predict_file(model(mixed_table()), data, tmp_path / "p.csv", batch_rows=7)
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     data = written(mixed_table(3), tmp_path / "a.csv")
     with pytest.raises(DataError, match="is a folder"):

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from tuner.data.columns import Kind, listed
+from tuner.data.preprocessing import FarValueError
 from tuner.data.sources import NULL_VALUES
 from tuner.errors import DataError, StorageError
 from tuner.model import TunedModel
@@ -65,7 +66,11 @@ def predict_file(model: TunedModel, data: Path, out: Path | None, *, batch_rows:
             if batch is None:
                 raise DataError(f"{data}: has no rows to predict")
             coming = reader.submit(next, batches, None)
-            _write(answered(model, batch), file, out, header=rows == 0)
+            try:
+                answers = answered(model, batch)
+            except FarValueError as error:
+                raise DataError(f"{data}: {FarValueError(error.called, error.value, error.row + rows)}") from None
+            _write(answers, file, out, header=rows == 0)
             rows += batch.height
             for name, (number, value) in model.schema.unreadable(batch).items():
                 unreadable[name] += number

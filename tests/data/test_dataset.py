@@ -275,3 +275,18 @@ def test_summary_of_any_table(tmp_path: Path) -> None:
     assert summary.columns == {"numeric": 3, "boolean": 1, "category": 1, "date": 1}
     assert summary.dealt == "by time 'day'"
     assert [note.split(":")[0] for note in summary.notes] == ["column 'id'", "column 'same'"]
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+@pytest.mark.parametrize("name", ["X", "y"])
+def test_a_row_too_far_out_is_refused_before_there_is_a_study(name: str, part: str, tmp_path: Path) -> None:
+    """Where only a scaling that some trial has cannot take it, and where the evaluation alone would meet it, too."""
+    features, target = write_npz(tmp_path / "t.npz", "regression")
+    spec = study("t.npz", "rmse", scaling={"choices": ["robust", "standard"]})
+    row = int(split_of(spec, tmp_path)[part][2])
+    summarize(spec, tmp_path)
+    (target if name == "y" else features[:, 1])[row] = 1e130
+    np.savez(tmp_path / "t.npz", X=features, y=target)
+    called = "target 'y'" if name == "y" else "column 'x1'"
+    with pytest.raises(DataError, match=rf"^{called} cannot be standardised: 1e\+130 in row {row + 1} "):
+        summarize(spec, tmp_path)

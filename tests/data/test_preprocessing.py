@@ -249,18 +249,27 @@ def test_a_constant_target(value: float) -> None:
 def test_numbers_too_large_to_standardise() -> None:
     features = FEATURES.copy()
     features[3, 1] = -1e200
-    with pytest.raises(DataError, match=r"^column 'f1' cannot be standardised: -1e\+200 is too large.*rescale it"):
+    with pytest.raises(
+        DataError, match=r"^column 'f1' cannot be standardised: -1e\+200 in row 4 is too large.*rescale"
+    ):
         fit(features)
     target = TARGET.copy()
     target[2] = 1e200
-    with pytest.raises(DataError, match=r"^target 'y' cannot be standardised: 1e\+200"):
-        fit(target=target)
+    with pytest.raises(DataError, match=r"^target 'y' cannot be standardised: 1e\+200 in row 3 "):
+        fit(target=target, rows=ALL[1:])
 
 
 def test_other_rows_too_far_from_the_fitted_ones() -> None:
     features, target = FEATURES.copy(), TARGET.copy()
-    features[0, 2], target[0] = 1e300, -1e300
-    with pytest.raises(DataError, match=r"^column 'f2' cannot be standardised: 1e\+300"):
-        fit().transform(frame_of(features))
-    with pytest.raises(DataError, match=r"^target 'y' cannot be standardised: -1e\+300"):
-        fit().transform_target(target)
+    features[7, 2], target[9] = 1e300, -1e300
+    features[3, 0] = np.nan
+    for rows, called in ((None, 8), (ALL[::7], 8), (ALL[7:], 8)):
+        with pytest.raises(DataError, match=rf"^column 'f2' cannot be standardised: 1e\+300 in row {called} "):
+            fit().transform(frame_of(features), rows)
+    with pytest.raises(DataError, match=r"^target 'y' cannot be standardised: -1e\+300 in row 10 "):
+        fit().transform_target(target, ALL[4:])
+    fit().refuse_far_rows(frame_of(FEATURES), TARGET)
+    with pytest.raises(DataError, match=r"^column 'f2'.* in row 8 "):
+        fit().refuse_far_rows(frame_of(features), TARGET)
+    with pytest.raises(DataError, match=r"^target 'y'.* in row 10 "):
+        fit().refuse_far_rows(frame_of(FEATURES), target)

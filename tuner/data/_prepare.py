@@ -54,7 +54,7 @@ class Prepared:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64] | npt.NDArray[np.float32]]:
         """Features (len(numbers), D) and target (len(numbers),) of these rows, preprocessed; copies, never views."""
         features = preprocessing.transform(self.table.frame, numbers)
-        return features, preprocessing.transform_target(self.table.target[numbers])
+        return features, preprocessing.transform_target(self.table.target, numbers)
 
 
 def prepare(spec: StudySpec, root: Path) -> Prepared:

@@ -165,7 +165,10 @@ def summarize(spec: StudySpec, root: Path) -> DataSummary:
     """Summarize a study's data. Reads, splits and fits as :func:`load_training_data` does; raises DataError."""
     prepared = prepare(spec, root)
     table, split = prepared.table, prepared.split
-    preprocessing = prepared.fit(split.train, scalings(spec)[0])
+    preprocessing, *others = (prepared.fit(split.train, scaling) for scaling in scalings(spec))
+    # A row that some trial could not take, or the evaluation after all of them, is refused before there is a study.
+    for fitted in (preprocessing, *others):
+        fitted.refuse_far_rows(table.frame, table.target)
     counts = {
         label: tuple(int(np.count_nonzero(table.target[part] == code)) for part in (split.train, split.val, split.test))
         for code, label in enumerate(table.classes)

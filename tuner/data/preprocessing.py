@@ -24,7 +24,7 @@ from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import OneHotEncoder, QuantileTransformer, RobustScaler, StandardScaler
 
-from tuner.data.columns import Column, Schema
+from tuner.data.columns import Column, Schema, read_as
 from tuner.errors import DataError
 from tuner.trial import Scaling, Task
 
@@ -64,6 +64,17 @@ class SmoothClippedScaler(RobustScaler):  # type: ignore[misc]  # scikit-learn i
         np.sqrt(divisor, out=divisor)
         scaled /= divisor
         return scaled
+
+
+class FarValueError(DataError):
+    """A number too large to be standardised. called: the column or target it is in; row: counted from 0."""
+
+    def __init__(self, called: str, value: float, row: int) -> None:
+        self.called, self.value, self.row = called, value, row
+        super().__init__(
+            f"{called} cannot be standardised: {value:g} in row {row + 1:,} is too large a number; correct it, rescale "
+            "the column, or take its logarithm"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,7 +131,7 @@ class Preprocessing:
         blocks = tuple(_fit_blocks(schema, frame, rows, scaling))
         target_mean, target_sd = 0.0, 1.0
         if task == "regression":
-            target_mean, target_sd = _target_moments(np.asarray(target[rows], dtype=np.float64), target_name)
+            target_mean, target_sd = _target_moments(np.asarray(target[rows], dtype=np.float64), target_name, rows)
         return cls(
             schema=schema,
             scaling=scaling,
@@ -139,11 +150,12 @@ class Preprocessing:
     def transform(self, frame: pl.DataFrame, rows: Numbers | None = None) -> npt.NDArray[np.float32]:
         """Rows of a frame that has the schema's columns, all or those numbered, as (n, D) float32, C-contiguous.
 
-        Computed in float64. Raises DataError when a column is missing, or when a value is so far from the train rows
-        that float32 cannot hold it.
+        Computed in float64. Raises DataError when a column is missing, FarValueError when a value is so far from the
+        train rows that float32 cannot hold it.
         """
         self.schema.check_names(frame.columns)
-        n = frame.height if rows is None else len(rows)
+        numbers = np.arange(frame.height) if rows is None else rows
+        n = len(numbers)
         result = np.empty((n, len(self.feature_names)), dtype=np.float32)
         for first in range(0, n, CHUNK_ROWS):
             last = min(first + CHUNK_ROWS, n)
@@ -156,27 +168,38 @@ class Preprocessing:
                     result[first:last, place : place + len(block.features)] = features
                 place += len(block.features)
             if not np.isfinite(result[first:last]).all():
-                self._refuse_far(plain, result[first:last])
+                self._refuse_far(plain, result[first:last], numbers[first:last])
         return result
 
-    def _refuse_far(self, plain: pl.DataFrame, result: npt.NDArray[np.float32]) -> None:
+    def _refuse_far(self, plain: pl.DataFrame, result: npt.NDArray[np.float32], rows: Numbers) -> None:
         feature = int(np.flatnonzero(~np.isfinite(result).all(axis=0))[0])
         block = next(block for block in self.blocks if self.feature_names[feature] in block.features)
         column = block.columns[block.features.index(self.feature_names[feature]) % len(block.columns)]
-        refuse_far(f"column {column!r}", plain[column].drop_nulls().to_numpy())
+        refuse_far(f"column {column!r}", plain[column].cast(pl.Float64).to_numpy(), rows)
 
-    def transform_target(self, target: npt.NDArray[Any]) -> npt.NDArray[np.int64] | npt.NDArray[np.float32]:
-        """(n,) as read to (n,) int64 codes, or to (n,) float32 standardised values for regression.
-
-        Raises DataError as :meth:`transform` does.
+    def transform_target(
+        self, target: npt.NDArray[Any], rows: Numbers | None = None
+    ) -> npt.NDArray[np.int64] | npt.NDArray[np.float32]:
+        """The target as read, of all rows or those numbered, as int64 codes, or as float32 standardised values for
+        regression. Raises FarValueError as :meth:`transform` does.
         """
+        rows = np.arange(len(target)) if rows is None else rows
         if self.task == "classification":
-            return target.astype(np.int64)
+            return target[rows].astype(np.int64)
         with np.errstate(over="ignore"):
-            result = ((target - self.target_mean) / self.target_sd).astype(np.float32)
+            result = ((target[rows] - self.target_mean) / self.target_sd).astype(np.float32)
         if not np.isfinite(result).all():
-            refuse_far(f"target {self.target_name!r}", target)
+            refuse_far(f"target {self.target_name!r}", target[rows], rows)
         return result
+
+    def refuse_far_rows(self, frame: pl.DataFrame, target: npt.NDArray[Any]) -> None:
+        """Raises FarValueError when :meth:`transform` or :meth:`transform_target` would for some row; it looks at the
+        smallest and largest numbers alone.
+        """
+        numbers = [read_as(frame[name], "numeric") for name in self.schema.of_kind("numeric")]
+        ends = {place for column in numbers for place in (column.arg_min(), column.arg_max()) if place is not None}
+        self.transform(frame, np.array(sorted(ends), dtype=np.int64))
+        self.transform_target(target, np.array([target.argmin(), target.argmax()]))
 
 
 def plain_columns(schema: Schema, frame: pl.DataFrame) -> pl.DataFrame:
@@ -215,7 +238,7 @@ def _fit_blocks(schema: Schema, frame: pl.DataFrame, rows: Numbers, scaling: Sca
     numeric = [c.name for c in schema.columns if c.kind in ("numeric", "date") and c.name not in recurring]
     for names in _batches(numeric):
         values = _matrix(_fitted(schema, frame, rows, names), names)
-        _refuse_wide(values, names)
+        _refuse_wide(values, names, rows)
         scaled = Pipeline([("impute", SimpleImputer(strategy="median")), ("scale", _scaler(scaling, len(values)))])
         yield _with_missing(names, values, scaled)
     dates = schema.of_kind("date")
@@ -278,10 +301,10 @@ def _matrix(plain: pl.DataFrame, names: Sequence[str]) -> npt.NDArray[Any]:
     return matrix
 
 
-def _target_moments(values: npt.NDArray[np.float64], name: str) -> tuple[float, float]:
+def _target_moments(values: npt.NDArray[np.float64], name: str, rows: Numbers) -> tuple[float, float]:
     """Mean and standard deviation (the population's) of the train rows' target. Raises DataError if it is constant."""
     called = f"target {name!r}"
-    _refuse_wide(values[:, None], [called], called=str)
+    _refuse_wide(values[:, None], [called], rows, called=str)
     scaler = StandardScaler().fit(values[:, None])
     mean, sd = float(scaler.mean_[0]), float(np.sqrt(scaler.var_[0]))
     if float(scaler.scale_[0]) != sd or sd == 0:  # scikit-learn found it constant up to rounding, and put 1
@@ -293,20 +316,21 @@ def _target_moments(values: npt.NDArray[np.float64], name: str) -> tuple[float, 
 
 
 def _refuse_wide(
-    values: npt.NDArray[np.float64], names: Sequence[str], *, called: Any = lambda name: f"column {name!r}"
+    values: npt.NDArray[np.float64],
+    names: Sequence[str],
+    rows: Numbers,
+    *,
+    called: Any = lambda name: f"column {name!r}",
 ) -> None:
-    """Raises DataError when numbers are so large that their variance is not one."""
+    """Raises FarValueError when numbers are so large that their variance is not one. rows: what theirs are called."""
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.nanmax(np.abs(values), axis=0) ** 2 * len(values)
     wrong = np.flatnonzero(~np.isfinite(squares))
     if wrong.size:
-        column = values[:, wrong[0]]
-        refuse_far(called(names[wrong[0]]), column[~np.isnan(column)])
+        refuse_far(called(names[wrong[0]]), values[:, wrong[0]], rows)
 
 
-def refuse_far(called: str, values: npt.NDArray[Any]) -> None:
-    """Raises DataError: the largest of these numbers is too large."""
-    largest = float(values[np.argmax(np.abs(values))])
-    raise DataError(
-        f"{called} cannot be standardised: {largest:g} is too large a number; rescale it, or take its logarithm"
-    )
+def refuse_far(called: str, values: npt.NDArray[Any], rows: Numbers) -> None:
+    """Raises FarValueError: the largest of these numbers is too large. rows: the row of each."""
+    largest = int(np.nanargmax(np.abs(values)))
+    raise FarValueError(called, float(values[largest]), int(rows[largest]))
