@@ -38,11 +38,15 @@ from typing import Any
 
 import numpy as np
 import optuna
+import polars as pl
+import polars.selectors as cs
 import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from tuner.data import load_final_data, load_training_data
+from tuner.data._prepare import prepare
+from tuner.data.preprocessing import plain_columns
 from tuner.data.sealed import open_test
 from tuner.learning.device import DeviceData
 from tuner.learning.metrics import score
@@ -195,22 +199,28 @@ def plain(job: Job) -> Result:
 
 
 def real_mlp(job: Job) -> Result:
-    """RealMLP_TD with its defaults, one seed, on the standardised and one-hot encoded rows."""
+    """RealMLP_TD with its defaults, one seed, on the columns as they are: it encodes categories and scales by itself.
+
+    It takes no missing numbers: the train rows' medians stand for them.
+    """
     pytabkit = import_module("pytabkit")
     spec = plain_spec(job.folder, job.file, job.target, job.seed)
-    final = load_final_data(spec, job.folder, "standard")
-    view = final.data.only
-    test = open_test(spec, job.folder, {"standard": final.preprocessing})["standard"]
-    began = time.perf_counter()
-    kind = pytabkit.RealMLP_TD_Classifier if spec.task == "classification" else pytabkit.RealMLP_TD_Regressor
+    prepared = prepare(spec, job.folder)
+    split, y = prepared.split, prepared.table.target
+    columns = plain_columns(prepared.schema(split.trained), prepared.table.frame)
+    columns = columns.with_columns(pl.col(pl.Boolean).cast(pl.String).fill_null(""))
+    medians = columns[split.trained].select(cs.numeric().median())
+    columns = columns.with_columns(pl.col(name).fill_null(medians[name][0]) for name in medians.columns)
+    x = columns.to_pandas().astype(dict.fromkeys(columns.select(pl.col(pl.String)).columns, "category"))
+    classes = spec.task == "classification"
+    kind = pytabkit.RealMLP_TD_Classifier if classes else pytabkit.RealMLP_TD_Regressor
     model = kind(device="cpu", random_state=job.seed, n_cv=1, n_refit=0, verbosity=0)
-    x, y = np.concatenate([view.train.x, view.val.x]), np.concatenate([view.train.y, view.val.y])
-    model.fit(x, y, val_idxs=np.arange(len(view.train), len(x)))
-    said = np.asarray(model.predict(test.x))
-    if spec.task == "classification":
-        value = float((said != test.y).mean())
-    else:
-        value = float(np.sqrt(((said - test.y) ** 2).mean())) * view.target_sd
+    rows = np.concatenate([split.train, split.val])
+    began = time.perf_counter()
+    model.fit(x.iloc[rows], y[rows], val_idxs=np.arange(len(split.train), len(rows)))
+    said = np.asarray(model.predict(x.iloc[split.test])).reshape(-1)
+    wrong = said != y[split.test] if classes else said - y[split.test]
+    value = float(wrong.mean()) if classes else float(np.sqrt(np.square(wrong).mean()))
     return Result(mean=value, sd=float("nan"), seconds=time.perf_counter() - began)
 
 
