@@ -24,7 +24,7 @@ from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneTask, kept_outputs, train_to_end
 from tuner.manager import StudyManager
 from tuner.plan import create_study
-from tuner.refits import REFIT
+from tuner.refits import REFIT, FinalRows, Member, refit
 from tuner.report.study import evaluation_text
 from tuner.spec import StudySpec, parse_spec
 from tuner.storage.ledger import RungResult
@@ -217,8 +217,11 @@ def test_the_selection_bound_is_the_finite_class_bound() -> None:
     assert larger == pytest.approx(np.sqrt(np.log(2 * 243 * 9 / 0.05) / (2 * 359)))
 
 
-def test_baselines_are_fitted_on_the_same_rows_and_compared_on_the_same_test_rows(manager: StudyManager) -> None:
-    spec = study()
+@pytest.mark.parametrize("fit_on", ["train", "train+val"])
+def test_baselines_are_fitted_on_the_same_rows_and_compared_on_the_same_test_rows(
+    fit_on: str, manager: StudyManager
+) -> None:
+    spec = study(final={"seeds": 3, "fit_on": fit_on})
     finish(manager, spec)
     report = evaluate(manager, "tiny", device="cpu")
     final = load_final_data(spec, Path(), "standard")
@@ -236,6 +239,16 @@ def test_baselines_are_fitted_on_the_same_rows_and_compared_on_the_same_test_row
         assert test["low"] <= test["mean"] <= test["high"]
         assert difference["low"] <= difference["mean"] <= difference["high"]
     assert by_name["constant"]["difference"]["verdict"] == "network"
+
+
+@pytest.mark.parametrize(("fit_on", "trained"), [("train", 9), ("train+val", 4)])
+def test_a_refit_lasts_as_long_as_its_trial_where_no_rows_are_left_to_stop_on(fit_on: str, trained: int) -> None:
+    """Of a time budget that is over before any trial completes, the winner is one that got furthest."""
+    spec = study(final={"seeds": 2, "fit_on": fit_on})
+    config = spec.trial_config(spec.search_space.complete({"learning_rate": 0.05, "width": 8, "depth": 1}))
+    member = Member(trial=0, params={}, config=config, value=0.1, epochs=4)
+    refits = refit(spec, FinalRows.load(spec, Path(), [member], torch.device("cpu")), [member])
+    assert {state.progress.epoch for state in refits.states.values()} == {trained}
 
 
 def test_a_baseline_that_is_better_is_called_so(manager: StudyManager) -> None:

@@ -64,7 +64,9 @@ def test_columns_in_another_order_and_others_beside_them(tmp_path: Path) -> None
 
 def test_what_cannot_be_read_counts_as_missing(tmp_path: Path) -> None:
     made, rows = model(mixed_table()), mixed_table(4, seed=3)
-    odd = rows.with_columns(size=pl.lit("many"), shop=pl.lit("a shop never seen"), day=pl.lit("someday"))
+    odd = rows.with_columns(
+        size=pl.Series(["many", "few", "more", "none"]), shop=pl.lit("a shop never seen"), day=pl.lit("someday")
+    )
     done = predict_file(made, written(odd, tmp_path / "a.csv"), tmp_path / "p.csv", batch_rows=3)
     assert pl.read_csv(tmp_path / "p.csv").height == 4
     assert done.notes == (
