@@ -59,6 +59,9 @@ def test_the_job() -> None:
     assert worker["envFrom"] == [{"secretRef": {"name": secret["metadata"]["name"]}}]
     assert {key: base64.b64decode(value).decode() for key, value in secret["data"].items()} == {"TUNER_STORAGE": SERVER}
     assert (pod["restartPolicy"], pod["terminationGracePeriodSeconds"]) == ("Never", 60)
+    assert (spec["backoffLimitPerIndex"], "backoffLimit" in spec) == (3, False), (
+        "tries of a worker, none of which is shared"
+    )
     assert [rule["action"] for rule in spec["podFailurePolicy"]["rules"]] == ["Ignore", "Ignore", "FailIndex"]
     assert spec["podFailurePolicy"]["rules"][0]["onPodConditions"][0]["type"] == "DisruptionTarget"
     assert [rule["onExitCodes"]["values"] for rule in spec["podFailurePolicy"]["rules"][1:]] == [[130], [2]]
