@@ -84,15 +84,14 @@ def test_a_table_too_wide_for_any_width() -> None:
     features=st.integers(1, 3000),
     rows=st.integers(1, 5000),
     norm=st.sampled_from(["none", "layer", "batch"]),
-    precision=st.sampled_from(["float32", "bf16"]),
 )
 def test_who_is_not_asked_needs_next_to_nothing(
-    width: int, depth: int, batch_size: int, features: int, rows: int, norm: str, precision: str
+    width: int, depth: int, batch_size: int, features: int, rows: int, norm: str
 ) -> None:
     spec = study(
         space={"width": width, "depth": depth, "batch_size": batch_size},
         model={"norm": norm},
-        training={"averaging": "swa", "keep": "best", "precision": precision},
+        training={"averaging": "swa", "keep": "best"},
     )
     table = Table(features=features, outputs=10, train=rows, val=rows, folds=2)
     if capacity._small(spec, table):

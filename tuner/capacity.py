@@ -146,7 +146,7 @@ def _small(spec: StudySpec, table: Table) -> bool:
     for c in _largest(spec):
         H, B = padded(c.width), min(c.batch_size, table.train)
         parameters = 8 * parameter_count(replace(c, width=H), D, C)
-        activations = ((8 * c.depth + 4) * H + 3 * (D + C)) * max(B, 256) + 3 * table.val * C
+        activations = ((8 * c.depth + 16) * H + 3 * (D + C)) * max(B, 256) + 3 * table.val * C
         found.append(table.folds * (parameters + activations + 16 * table.train))
     return max(found) < SMALL
 

@@ -18,6 +18,9 @@ EVALUATION_ROWS = 256  # at least, of a validation pass at a time
 EVALUATION_NUMBERS = 2**26  # of a hidden layer at a time on a GPU
 SHARE = 0.8  # of a GPU's free memory that packs may take
 BYTES_OF_INTEGER = 8  # orders and tables hold int64
+NORM_TEMPORARIES, SMOOTH_TEMPORARIES = 3, 5  # tensors that are in use at a time
+HEAP = 2**25  # bytes: what is freed of tensors below that the C library keeps for itself, in pieces,
+HELD = 2.5  # which makes it so many times what is in use (measured)
 
 
 def evaluation_rows(device: torch.device, K: int, H: int) -> int:
@@ -51,8 +54,14 @@ def pack_bytes(
     hidden = sum(layout.counts[1:])  # lanes, counted once for each hidden layer they have
     units = hidden * B * H
     activations = (3 * units + K * B * (D + C)) * item
+    temporaries = 0  # of a layer's size, at most, in norms and in activations that torch computes
     if first.norm != "none":
-        activations += (units + 3 * K * B * H) * item  # what the backward pass keeps, and its temporaries
+        activations += units * item  # what the backward pass keeps
+        temporaries = NORM_TEMPORARIES
+    if first.activation not in ("relu", "leaky_relu") and device.type != "cuda":
+        temporaries = max(temporaries, SMOOTH_TEMPORARIES)
+    layer = K * B * H * item
+    activations += int(temporaries * layer * (HELD if device.type == "cpu" and layer < HEAP else 1))
     if first.precision == "bf16":  # the largest product's factors and result, rounded
         activations += 2 * (K * max(D, H) * H + 2 * K * B * max(D, H))
     S = micro_steps_of(configs, rows)
