@@ -1,6 +1,6 @@
 """Fused lanes against trials trained one at a time with plain PyTorch, side by side in one run.
 
-    python -m tests.benchmarks.lanes [-f json] [--quick] [--case "mnist width 32"]
+    python -m tests.benchmarks.lanes [-f json] [--quick] [--case "mnist width 32" --case "mnist mixed"]
 
 Baselines, each as two processes of one thread and as one process of two threads, the better one counted:
 
@@ -13,28 +13,33 @@ which all contestants run in turn, so that a machine whose speed drifts cannot f
 
 Where a target is missed, a profile says where the fused trainer's time goes, and how near its parts are to what the
 machine can do: products against the measured matmul peak, the optimizer's traffic against memory's measured speed.
+A floor follows: the time of exactly these products, optimizer steps and copies of rows, each alone at its best, and
+nothing for all else. As many times as an epoch now takes longer than that the ratio could still grow; only where the
+product is below the target is the target out of reach of these packs.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import copy
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tuner.data.dataset import Rows, View
 from tuner.learning.device import DeviceData
-from tuner.learning.kernels.interface import Whole
+from tuner.learning.kernels.interface import Real, Step, Whole
 from tuner.learning.lanes import Lane, Pack
-from tuner.learning.machine import CPU, describe, measured_cpu
+from tuner.learning.machine import CPU, KNOTS, bytes_per_s, describe, measured_cpu
 from tuner.learning.packing import plan_packs
 from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneTask
@@ -69,6 +74,25 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Floor:
+    """Seconds of one thread that an epoch of these packs cannot do without, each part alone at its best.
+
+    epoch: what one takes now, measured in the same process. rows: of copying each lane's rows into its batches.
+    """
+
+    epoch: float
+
+    products: float
+    optimizer: float
+    rows: float
+
+    @property
+    def share(self) -> float:
+        """Of what an epoch takes now."""
+        return (self.products + self.optimizer + self.rows) / self.epoch
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One line of the table: trial epochs a second of each contestant, and the ratios to the fused trainer."""
 
@@ -81,6 +105,8 @@ class Row:
     matmul_share: float  # of the machine's measured peak, forward and backward products alone counted
     target: float  # for ratio_tight
     profile: list[Part]  # of a row that misses its target
+    floor: Floor | None  # of such a row, too
+    ratio_most: float | None  # to the tight loop, if there were nothing but the floor
 
 
 def target_of(configs: Sequence[TrialConfig]) -> float:
@@ -179,8 +205,8 @@ def run(contestant: str, shape: str, configs: list[TrialConfig], threads: int, s
         epoch = alone(configs, data, threads, loader=contestant == "loader")
     epoch()
     done, began = 0, time.perf_counter()
-    # Whole passes over the configurations, so that cheap ones are not counted twice.
-    while time.perf_counter() - began < seconds or done % len(configs):
+    # Whole passes over configurations that differ, so that cheap ones are not counted twice.
+    while time.perf_counter() - began < seconds or done % len(set(configs)):
         done += epoch()
     return done / (time.perf_counter() - began)
 
@@ -236,6 +262,61 @@ def profile(shape: str, configs: list[TrialConfig], peak: float) -> list[Part]:
     return [*parts, Part(name="launches and all else", share=1 - sum(spent.values()) / total)]
 
 
+def floor(shape: str, configs: list[TrialConfig]) -> Floor:
+    """The floor of one process of one thread, by the thread's own time."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    epoch = products = optimizer = rows = 0.0
+    for pack in packs_of(configs, make_rows(shape)):
+        asked: list[tuple[Callable[..., None], list[Tensor], dict[str, bool]]] = []
+
+        def noted(function: Callable[..., None], asked: list = asked) -> Callable[..., None]:  # type: ignore[type-arg]
+            def call(*tensors: Tensor, **options: bool) -> None:
+                asked.append((function, list(tensors), options))
+                function(*tensors, **options)
+
+            return call
+
+        ordinary, steps = pack.products, len(pack.plan)
+        pack.products = copy(ordinary)
+        pack.products.set, pack.products.add = noted(ordinary.set), noted(ordinary.add)  # type: ignore[method-assign]
+        pack.train_epoch([1] * pack.K)
+        pack.products = ordinary
+        epoch += min(seconds_of(lambda p=pack, e=e: p.train_epoch([e] * p.K)) for e in range(2, 7))
+        per_step = asked[: len(asked) // steps]
+        products += steps * sum(best_seconds(lambda f=f, t=t, o=o: f(*t, **o)) for f, t, o in per_step)
+        whole = pack.plan.whole_rows
+        x, y = torch.empty_like(pack.x).numpy(), torch.empty_like(pack.y).numpy()
+        source = (pack.data.x_train.numpy(), pack.data.y_train.numpy(), pack.order.numpy())
+        step = Step(whole[0], torch.zeros(len(Real), pack.K).numpy())
+        copying = best_seconds(lambda p=pack, s=source, t=step, x=x, y=y: p.kernels.gather(*s, t, x, y))
+        rows += copying * whole[:, Whole.COUNT].sum() / whole[0, Whole.COUNT].sum()
+        optimizer += 7 * 4 * sum(parameters * n for parameters, n in optimizer_work(pack)) / fastest_optimizer()
+    return Floor(epoch=epoch, products=products, optimizer=optimizer, rows=rows)
+
+
+def best_seconds(work: Callable[[], None]) -> float:
+    """Of the fastest of some calls that take about 50 ms together, at least 20."""
+    work()
+    found, began = [], time.perf_counter()
+    while len(found) < 20 or time.perf_counter() - began < 0.05:
+        found.append(seconds_of(work))
+    return min(found)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Of this thread's own time."""
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
+
+
+@functools.cache
+def fastest_optimizer() -> float:
+    """Bytes a second of an Adam step on parameters that stay in the cache."""
+    return max(bytes_per_s(working_set) for working_set in KNOTS)
+
+
 def optimizer_work(pack: Pack) -> list[tuple[int, int]]:
     """(parameters, padding included; optimizer steps an epoch) of each lane."""
     steps = pack.plan.whole_rows[:, Whole.STEPS].sum(0)
@@ -287,11 +368,22 @@ def cases(quick: bool) -> list[tuple[str, str, list[TrialConfig]]]:
     return found
 
 
+def floor_text(row: Row) -> str:
+    """What the floor of a row that missed its target says about the target."""
+    assert row.floor is not None
+    assert row.ratio_most is not None
+    least = row.floor
+    parts = {"products": least.products, "optimizer": least.optimizer, "rows": least.rows}
+    shares = ", ".join(f"{name} {seconds / least.epoch:.0%}" for name, seconds in parts.items())
+    verdict = "below the target: out of reach" if row.ratio_most < row.target else "not below the target: no proof"
+    return f"floor: {shares} of an epoch now; without all else at most {row.ratio_most:.1f}x, {verdict}"
+
+
 def main() -> None:
     """Print the table, a row as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-f", "--format", choices=["table", "json"], default="table")
-    parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--case", action="append", help="only cases whose name contains this; may be repeated")
     parser.add_argument("--quick", action="store_true", help="fewer cases, one round")
     arguments = parser.parse_args()
     peak = matmul_peak()
@@ -304,7 +396,7 @@ def main() -> None:
     rows = []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for case, shape, configs in cases(arguments.quick):
-            if arguments.case not in case:
+            if arguments.case and not any(part in case for part in arguments.case):
                 continue
             rounds = [
                 {c: measure(pool, c, shape, configs, SECONDS) for c in ("fused", "tight", "loader")}
@@ -314,12 +406,15 @@ def main() -> None:
             work = statistics.mean(flops(config, shape) for config in configs)
             ratio, target = statistics.median(r["fused"] / r["tight"] for r in rounds), target_of(configs)
             missed = ratio < target
+            least = pool.submit(floor, shape, configs).result() if missed else None
             row = Row(
                 case=case,
                 **speed,
                 ratio_tight=ratio,
                 target=target,
                 profile=pool.submit(profile, shape, configs, peak).result() if missed else [],
+                floor=least,
+                ratio_most=ratio / least.share if least else None,
                 ratio_loader=statistics.median(r["fused"] / r["loader"] for r in rounds),
                 matmul_share=speed["fused"] * work / (2 * peak),
             )
@@ -334,6 +429,8 @@ def main() -> None:
                     unit = "GFLOP/s, of the peak" if part.name == "products" else "GB/s, of memory's speed"
                     rate = "" if part.rate is None else f"   {part.rate / 1e9:5.0f} {unit} {part.of_measured:.0%}"
                     print(f"    {part.name:22} {part.share:4.0%}{rate}", flush=True)
+                if row.floor is not None:
+                    print(f"    {floor_text(row)}", flush=True)
     if not table:
         print(json.dumps({"matmul_peak_flops": peak, "rows": [asdict(row) for row in rows]}))
 

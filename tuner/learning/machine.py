@@ -70,7 +70,7 @@ def measured_cpu() -> Machine:
             launch_layer_s=_rounded(layer),
             flops=_rounded(flops),
             rows_half=_rounded(max(8 * (flops / few - 1), 1.0)),
-            bytes_per_s=tuple(_rounded(_bytes_per_s(size)) for size in KNOTS),
+            bytes_per_s=tuple(_rounded(bytes_per_s(size)) for size in KNOTS),
             max_lanes=CPU.max_lanes,
         )
     finally:
@@ -100,7 +100,7 @@ def _flops(rows: int) -> float:
     return 2 * rows * 256**2 / _fastest(lambda: torch.bmm(a, b, out=out))
 
 
-def _bytes_per_s(working_set: int) -> float:
+def bytes_per_s(working_set: int) -> float:
     """Bytes a second that an Adam step moves: it reads θ, g, m, v, the working set, and writes θ, m, v."""
     kernels = kernels_for(torch.device("cpu"))
     handle = kernels.handle
