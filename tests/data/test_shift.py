@@ -152,6 +152,13 @@ def test_few_rows_and_columns_of_one_value_are_no_trouble() -> None:
     assert all(c.adjusted == 1 for c in report.columns)
 
 
+def test_single_rows_say_nothing() -> None:
+    frames = {
+        part: pl.DataFrame({"a": rows}) for part, rows in zip(shift.PARTS, ([1.0, 2.0], [3.0], [9.0]), strict=True)
+    }
+    assert [round(c.p, 3) for c in compare_inputs(frames, {"a": "numeric"}).columns] == [0.667, 0.667, 1]
+
+
 def test_test_targets_are_never_looked_at(tmp_path: Path) -> None:
     """Other targets, of every row: the same inputs in the same parts give the same report to the last digit."""
     rng = np.random.default_rng(0)
