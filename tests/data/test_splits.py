@@ -1,4 +1,5 @@
 import json
+from datetime import time
 from pathlib import Path
 from typing import Any
 
@@ -256,14 +257,21 @@ def test_rows_of_one_moment_stay_together() -> None:
     [
         ([0] * 40 + [1] * 40, "column 'c' has 2 different moments, and rows of one stay together, so"),
         (["2024-01-01", "monday", "2024-01-03"], "column 'c' is no date and no number in row 2 ('monday')"),
-        ([1.0, None, 3.0], "column 'c' is missing in 1 rows (first in row 2)"),
-        ([1.0, float("nan"), 3.0], "column 'c' is missing in 1 rows (first in row 2)"),
+        ([1.0, None, 3.0], "column 'c' is missing in 1 row (first in row 2)"),
+        ([1.0, float("nan"), 3.0], "column 'c' is missing in 1 row (first in row 2)"),
     ],
 )
 def test_bad_times(moments: Any, part: str) -> None:
     with pytest.raises(DataError) as caught:
         by_column(moments, one("time"))
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["group", "time", "column"])
+@pytest.mark.parametrize("values", [[[1], [2], [3]], [time(1), time(2), time(3)]], ids=["lists", "times of day"])
+def test_columns_that_nothing_is_split_by(values: Any, key: str) -> None:
+    with pytest.raises(DataError, match=r"^data\.split: column 'c' holds .*; a split is by numbers, .*; convert it$"):
+        by_column(values, one(key))
 
 
 def test_a_column_says_it() -> None:
@@ -303,6 +311,7 @@ def test_a_file_says_it(suffix: str, tmp_path: Path) -> None:
         ('{"train": [0, 1], "val": [2], "test": [9]}', "row 9 is none of the table's 5 (the first is 0)"),
         ('{"train": [0, 1, 1], "val": [2], "test": [3]}', "it names 4 of the table's 5 rows, 5 times in all"),
         ('{"train": [0, 1, 2], "val": [], "test": [3, 4]}', "gives no row to val"),
+        ('{"train": [[0, 1], [4]], "val": [2], "test": [3]}', "train in s.json is no list of row numbers"),
         ('{"train": "all", "val": [2], "test": [3]}', "train in s.json is no list of row numbers"),
     ],
 )

@@ -24,6 +24,7 @@ from tuner.data.columns import Kind, read_as
 from tuner.errors import DataError
 from tuner.spec import SplitSection
 from tuner.trial import Task
+from tuner.words import count
 
 LARGE = 1_000_000  # rows; above it 1 % is enough to validate or to test on
 
@@ -284,7 +285,10 @@ def _given_in_file(path: Path, written: str, n: int) -> Split:
         raise DataError(f"data.split.file: {written} needs the row numbers of train, val and test, and nothing else")
     parts = []
     for name in _PARTS:
-        rows = np.asarray(given[name])
+        try:
+            rows = np.asarray(given[name])
+        except ValueError:  # lists of different lengths
+            rows = np.empty((0, 0))
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
             raise DataError(f"data.split.file: {name} in {written} is no list of row numbers")
         parts.append(rows.astype(np.int64))
@@ -359,13 +363,16 @@ def _present(by: pl.Series | None, name: str) -> pl.Series:
     """The column that a split is by, every value being there."""
     if by is None:
         raise ValueError(f"the split needs column {name!r}")
+    if by.dtype.is_nested() or by.dtype in (pl.Time, pl.Binary, pl.Object):
+        raise DataError(
+            f"data.split: column {name!r} holds {by.dtype}; a split is by numbers, booleans, dates or text; convert it"
+        )
     if by.dtype.is_float():
         by = by.fill_nan(None)
     if by.null_count():
         row = int(np.argmax(by.is_null().to_numpy())) + 1
-        raise DataError(
-            f"data.split: column {name!r} is missing in {by.null_count()} rows (first in row {row}); fill it in"
-        )
+        missing = count(by.null_count(), "row")
+        raise DataError(f"data.split: column {name!r} is missing in {missing} (first in row {row}); fill it in")
     return by
 
 
