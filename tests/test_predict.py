@@ -113,6 +113,16 @@ def test_categories_that_look_like_numbers_and_one_number_or_none(tmp_path: Path
     assert np.abs(found - other).max() > 1e-3, "the network looks at both columns"
 
 
+def test_quotes_in_names_and_booleans_as_digits(tmp_path: Path) -> None:
+    """A CSV writes a quote in a name twice, and other programs write 1 for true."""
+    table = pl.DataFrame({'a "1"': [i % 7 / 7 for i in range(60)], "open": [i % 3 == 0 for i in range(60)]})
+    made = model(table)
+    done = predict_file(made, written(table.cast({"open": pl.Int8}), tmp_path / "a.csv"), tmp_path / "p.csv")
+    assert done.notes == ()
+    found = pl.read_csv(tmp_path / "p.csv").drop("prediction").to_numpy()
+    assert found == pytest.approx(made.predict_proba(table), abs=1e-6)
+
+
 def test_standard_output(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     made, rows = model(mixed_table(), {"loss": "hinge"}), mixed_table(3, seed=3)
     predict_file(made, written(rows, tmp_path / "a.csv"), None)
@@ -131,13 +141,14 @@ HEADER = "size,gaps,open,shop,day\n"
         ("a.csv", b"size,gaps\n1,2\n", "a.csv: columns are missing: 'open', 'shop', 'day'"),
         ("a.csv", HEADER.replace(",", ";").encode() + b"1;2;true;k1;2020-01-01\n", "separate the fields by commas"),
         ("a.csv", (HEADER + "1,2,true,k1\n").encode() + b"\xff\xfe,1,true,k1,2020-01-01\n", "UTF-8|cannot be read"),
+        ("a.csv", (HEADER + "1,2,true,k1,2020-01-01\n").encode("utf-16"), "is not UTF-8 text; .*-f utf-16"),
         ("a.csv", HEADER.replace("gaps", "size").encode() + b"1,2,true,k1,2020-01-01\n", "columns are named 'size'"),
         ("a.csv.gz", gzip.compress(HEADER.encode() * 5000)[:60], "cannot be read"),
         ("a.parquet", b"PAR1 and no more", "cannot be read"),
         ("a.npz", b"PK", "cannot be read as NPZ"),
         ("a.xlsx", b"", "cannot tell what it is"),
     ],
-    ids=["empty", "header", "missing", "semicolons", "latin", "twice", "gzip", "parquet", "npz", "suffix"],
+    ids=["empty", "header", "missing", "semicolons", "latin", "utf16", "twice", "gzip", "parquet", "npz", "suffix"],
 )
 def test_bad_files_leave_nothing_behind(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 from collections import Counter
@@ -19,7 +18,7 @@ import polars as pl
 
 from tuner.data.columns import Kind, listed
 from tuner.data.preprocessing import FarValueError
-from tuner.data.sources import NULL_VALUES
+from tuner.data.sources import NULL_VALUES, trouble_of_csv, unquoted
 from tuner.errors import DataError, StorageError
 from tuner.model import TunedModel
 from tuner.words import count
@@ -47,8 +46,9 @@ def predict_file(model: TunedModel, data: Path, out: Path | None, *, batch_rows:
     """
     batches, names = _batches(data, model, batch_rows)
     wanted = [column.name for column in model.schema.columns]
-    if len(names) == 1 and len(wanted) > 1 and re.search(r"[;\t|]", names[0]):
-        raise DataError(f"{data}: has one column, {names[0]!r}; separate the fields by commas")
+    of_csv = not data.name.lower().endswith((".parquet", ".npz"))
+    if of_csv and not set(wanted) <= set(names) and (trouble := trouble_of_csv(data)):
+        raise DataError(f"{data}: {trouble}")
     try:
         model.schema.check_names(names)
     except DataError as error:
@@ -132,7 +132,14 @@ def _scan_csv(path: Path, numbers: Sequence[str] = ()) -> pl.LazyFrame:
     """Some columns as numbers, all others as text: what a text means is the model's business."""
     types = dict.fromkeys(numbers, pl.Float64())
     nothing = list(NULL_VALUES)
-    return pl.scan_csv(path, infer_schema=False, schema_overrides=types, null_values=nothing, glob=False)
+    return pl.scan_csv(
+        path,
+        infer_schema=False,
+        schema_overrides=types,
+        null_values=nothing,
+        with_column_names=unquoted,
+        glob=False,
+    )
 
 
 def _collected(path: Path, scan: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
@@ -177,8 +184,8 @@ def _explained(path: Path) -> Iterator[None]:
     except pl.exceptions.NoDataError:
         raise DataError(f"{path}: the file is empty; it needs a line of column names, then rows") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        if "utf-8" in str(error).lower():
-            raise DataError(f"{path}: is not UTF-8 text; convert it, as with: iconv -f latin1 -t utf-8") from None
+        if path.suffix.lower() != ".parquet" and (trouble := trouble_of_csv(path, error)):
+            raise DataError(f"{path}: {trouble}") from None
         told = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise DataError(f"{path}: cannot be read, is it damaged or cut off? ({told})") from None
 

@@ -47,6 +47,27 @@ def test_a_few_texts_among_numbers_are_missing() -> None:
     assert schema.apply(pl.DataFrame({"c": ["7", "unknown"], "kept": [1, 2]}))["c"].to_list() == [7, None]
 
 
+@pytest.mark.parametrize(
+    ("values", "note"),
+    [
+        (["31.12.2024", "1.1.2024"], "column 'c': read as text: dates are written as 2024-12-31, this column has"),
+        (["12/31/2024 10:00", "1/1/2024 9:30"], "dates are written as 2024-12-31"),
+        (["1,5", "-1.234,25"], "numbers are written as 1234.5, this column has '1,5'"),
+        (["1,5", "x"], None),
+        (["1.2.3.4", "1.2.3.5"], None),
+    ],
+)
+def test_numbers_and_dates_in_a_way_that_is_not_read(values: list[str], note: str | None) -> None:
+    schema = infer_one(values * 10)
+    assert schema.columns[0].kind == "category"
+    assert (note in schema.notes[0]) if note else not schema.notes
+
+
+def test_infinity_among_numbers_and_texts_is_noted() -> None:
+    schema = infer_one([str(i) for i in range(40)] + ["Infinity"])
+    assert schema.notes == ("column 'c': numbers, with texts such as 'Infinity' among them that read as missing",)
+
+
 def test_many_texts_among_numbers_make_a_category() -> None:
     schema = infer_one([str(i % 3) for i in range(MANY)] + ["a", "b", "a", "b"])
     assert schema.of_kind("category") == ["c"]

@@ -264,9 +264,13 @@ def test_many_columns_are_not_all_listed(tmp_path: Path) -> None:
         ("y\nu\nv\nu\n", ["no column beside the target 'y'"]),
         ("a;y\n1;u\n2;v\n3;u\n", ["one column, 'a;y'", "by commas"]),
         ("y,a,y\n1,2,1\n2,2,2\n3,3,3\n", ["two columns are named 'y'"]),
-        ("a,y\n1,u\n2,v,9,9\n3,u\n", ["cannot be read as CSV"]),
+        ("a;b;y\n1,5;2,5;u\n2,5;3;v\n3;3;u\n", ["one column, 'a;b;y'", "by commas, not by ';'"]),
+        ("a,y\n1,u\n2,v,9,9\n3,u\n", ["line 3 has 4 fields, the line of column names has 2", "into double quotes"]),
+        ('a,y\n"1\n",u\n2,v,9\n3,u\n', ["line 4 has 3 fields"]),
+        ('a,y\n1,u\n2,"v\n3,u\n', ["cannot be read as CSV from line 3 on", "a double quote"]),
         ("a,b,y\n1,,u\n2,nan,v\n3,inf,u\n", ["column 'b' has 1 infinite of 3 values (first in row 3)"]),
         ("a,y\n1,u\n-inf,v\n3,u\n", ["column 'a' has 1 infinite of 3 values (first in row 2)"]),
+        ("a,y\n1,u\n-Infinity,v\nINF,u\n", ["column 'a' has 2 infinite of 3 values (first in row 2)"]),
         ("a,y\n1,u\n2,\n3,v\n", ["target 'y' is missing in 1 of 3 rows (first in row 2)"]),
         ("a,y\n1,1.0\n2,2.0\n3,NaN\n", ["target 'y' is missing in 1 of 3 rows (first in row 3)"]),
         ("a,y\n1,u\n2,u\n3,u\n", ["single class ('u' in all 3 rows)", "at least two"]),
@@ -380,6 +384,30 @@ def test_damaged_file(suffix: str, damage: str, tmp_path: Path) -> None:
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"a,y\n1,caf\xe9\n2,x\n3,x\n")
     assert "t.csv: is not UTF-8 text; convert it" in refusal(tmp_path, "t.csv")
+
+
+def test_column_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """polars itself would read them, each with signs that stand for what it could not read."""
+    (tmp_path / "t.csv").write_bytes(b"gr\xf6\xdfe,y\n1,u\n2,v\n3,u\n")
+    assert "t.csv: is not UTF-8 text; convert it, as with: iconv -f latin1" in refusal(tmp_path, "t.csv")
+    (tmp_path / "u.csv").write_text(CSV, encoding="utf-16")
+    assert "u.csv: is not UTF-8 text; convert it, as with: iconv -f utf-16" in refusal(tmp_path, "u.csv")
+    (tmp_path / "v.csv").write_text("\ufffd,y\n1,u\n2,v\n3,u\n")
+    assert load(tmp_path, "v.csv").frame.columns == ["\ufffd"]
+
+
+def test_quotes_in_column_names(tmp_path: Path) -> None:
+    frame = pl.DataFrame({'"a"': [1, 2, 3], 'b "x",\n': [1, 2, 4], 'the "y"': ["u", "v", "u"]})
+    frame.write_csv(tmp_path / "t.csv")
+    frame.write_parquet(tmp_path / "t.parquet")
+    csv, parquet = (load(tmp_path, f"t.{suffix}", target='the "y"') for suffix in ("csv", "parquet"))
+    assert csv.frame.columns == parquet.frame.columns == ['"a"', 'b "x",\n']
+    assert csv.digest == parquet.digest
+
+
+def test_a_category_may_be_called_inf(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,y\ninf,u\nsup,v\ninf,u\n")
+    assert load(tmp_path, "t.csv").frame["a"].to_list() == ["inf", "sup", "inf"]
 
 
 def test_glob_characters_are_part_of_a_name(tmp_path: Path) -> None:

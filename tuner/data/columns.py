@@ -28,6 +28,11 @@ NAMED_COLUMNS = 6  # in a note; the rest is counted
 
 _AN_IDENTIFIER = "looks like an identifier: if it only names the row, list it in data.drop"
 _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
+# Texts that mean something else than text, but are not written as it is read.
+_ALMOST = (
+    (r"^\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T]\d{1,2}:.*)?$", "dates", "2024-12-31"),
+    (r"^[+-]?\d+(\.\d{3})*,\d+$", "numbers", "1234.5"),
+)
 _ID_NAME = re.compile(r"(^|[^a-z])(id|ids|uuid|guid|index|row|nr|no|number|key|pid|unnamed: 0)$", re.IGNORECASE)
 
 
@@ -162,7 +167,8 @@ def read_as(series: pl.Series, kind: Kind, values: Kind | None = None) -> pl.Ser
     if kind == "boolean":
         if series.dtype == pl.String:
             text = _text(series).str.to_lowercase()
-            return text.replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
+            meant = {"true": True, "false": False, "1": True, "0": False}
+            return text.replace_strict(meant, default=None, return_dtype=pl.Boolean)
         return series.cast(pl.Boolean, strict=False)
     if kind == "date":
         return _moments(series)
@@ -209,7 +215,10 @@ def _kind(series: pl.Series, note: Any) -> Kind | None:
     if kind in (pl.Categorical, pl.Enum):
         return "category"
     if kind != pl.String:
-        raise DataError(f"column {series.name!r} holds {kind}; a feature is numbers, booleans, dates or text")
+        raise DataError(
+            f"column {series.name!r} holds {kind}; a feature is numbers, booleans, dates or text; convert it, or list "
+            "it in data.drop"
+        )
     return _kind_of_text(series, note)
 
 
@@ -220,7 +229,7 @@ def _kind_of_text(series: pl.Series, note: Any) -> Kind | None:
         return None
     if text.str.to_lowercase().is_in(["true", "false"]).all():
         return "boolean"
-    other = text.cast(pl.Float64, strict=False).is_null()
+    other = ~text.cast(pl.Float64, strict=False).is_finite().fill_null(False)
     share = 1 - other.sum() / len(text)
     if share >= NUMBERS_SHARE:
         if share < 1:
@@ -228,6 +237,10 @@ def _kind_of_text(series: pl.Series, note: Any) -> Kind | None:
         return "numeric"
     if text.str.contains(_ISO_DATE).all() and _moments(text).null_count() == 0:
         return "date"
+    for pattern, what, written in _ALMOST:
+        if text.str.contains(pattern).all():
+            note(f"read as text: {what} are written as {written}, this column has {text[0]!r}", series.name)
+            break
     if share > 0.5:
         note(f"category: most values are numbers, but {text.filter(other)[0]!r} and others are not", series.name)
     return "category"

@@ -5,7 +5,10 @@ Shapes: ``n`` rows, ``C`` classes. Rows are counted from 1 in messages, a CSV's 
 
 from __future__ import annotations
 
+import codecs
+import csv
 import difflib
+import gzip
 import re
 import zipfile
 import zlib
@@ -36,6 +39,7 @@ _CLASSIFICATION_METRICS = metrics_for("classification")
 _SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz", ".npy")
 _KNOWN = f"a source is sklearn:NAME, openml:ID, synthetic:NAME or a file ending in {', '.join(_SUFFIXES)}"
 _ROWS_TO_GUESS = 10_000  # of a CSV: if a later row does not fit the types of these, all rows decide
+_INFINITY = r"(?i)^\s*[+-]?inf(inity)?\s*$"
 _LARGEST_EXACT = 2.0**53  # above it a float cannot tell neighbouring whole numbers apart
 
 # scikit-learn's diabetes comes standardised over all its rows, test rows included: scaled=False undoes that.
@@ -187,26 +191,78 @@ def _from_pandas(column: Any, name: str) -> pl.Series:
     return pl.Series(name, [None if gone else str(value) for value, gone in zip(column, missing, strict=True)])
 
 
-def read_csv(path: Path, types: Mapping[str, pl.DataType] | None = None) -> pl.DataFrame:
-    """A CSV as polars reads it; ``types`` of columns that are not to be guessed. Raises polars' errors."""
-    settings: dict[str, Any] = {"null_values": list(NULL_VALUES), "schema_overrides": types, "glob": False}
+def read_csv(path: Path) -> pl.DataFrame:
+    """A CSV as polars reads it. Raises polars' errors."""
+    settings: dict[str, Any] = {"null_values": list(NULL_VALUES), "glob": False}
     try:
-        return pl.read_csv(path, infer_schema_length=_ROWS_TO_GUESS, **settings)
+        frame = pl.read_csv(path, infer_schema_length=_ROWS_TO_GUESS, **settings)
     except pl.exceptions.ComputeError:
         # A first text in row 50,000 makes a column text as well as one in row 1.
-        return pl.read_csv(path, infer_schema_length=None, **settings)
+        frame = pl.read_csv(path, infer_schema_length=None, **settings)
+    frame.columns = unquoted(frame.columns)
+    return frame
+
+
+def unquoted(names: Sequence[str]) -> list[str]:
+    """A CSV's column names with each of their quotes once: polars takes them as they stand in the file, doubled.
+
+    >>> unquoted(['width (6 ""inch"")', 'depth'])
+    ['width (6 "inch")', 'depth']
+    """
+    return [name.replace('""', '"') for name in names]
+
+
+def trouble_of_csv(path: Path, error: BaseException | None = None) -> str | None:
+    """What is wrong with a CSV that polars cannot read (``error``), or of whose names something is strange (None): fact
+    and fix, with the line where there is one; None if it is nothing known here.
+    """
+    with path.open("rb") as file:
+        encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
+    not_utf8 = f"is not UTF-8 text; convert it, as with: iconv -f {encoding} -t utf-8"
+    if error is not None and "utf-8" in str(error).lower():
+        return not_utf8
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            records = csv.reader(file, strict=True)
+            names = next(records, [])
+            if len(names) == 1 and (divider := re.search(r"[;\t|]", names[0])):
+                return f"has one column, {names[0]!r}; separate the fields by commas, not by {divider[0]!r}"
+            if error is None:
+                return None
+            began = records.line_num + 1
+            for record in records:
+                if len(record) > len(names):
+                    return (
+                        f"line {began} has {len(record)} fields, the line of column names has {len(names)}; put a "
+                        "field that holds a comma into double quotes"
+                    )
+                began = records.line_num + 1
+    except UnicodeDecodeError:
+        return not_utf8
+    except csv.Error as wrong:
+        if error is not None:
+            return f"cannot be read as CSV from line {began} on ({wrong}); is a double quote missing or one too many?"
+    except (OSError, EOFError, zlib.error):
+        pass
+    return None
 
 
 def _read_frame(path: Path, source: str, suffix: str) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path, glob=False) if suffix == ".parquet" else read_csv(path)
+        frame = pl.read_parquet(path, glob=False) if suffix == ".parquet" else read_csv(path)
     except pl.exceptions.NoDataError:
         raise DataError(f"{source}: the file is empty; it needs a line of column names, then rows") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        if "utf-8" in str(error).lower():
-            raise DataError(f"{source}: is not UTF-8 text; convert it, as with: iconv -f latin1 -t utf-8") from None
+        if suffix != ".parquet" and (trouble := trouble_of_csv(path, error)):
+            raise DataError(f"{source}: {trouble}") from None
         kind = "Parquet" if suffix == ".parquet" else "CSV"
         raise DataError(f"{source}: cannot be read as {kind}, is it damaged or cut off? {_first_line(error)}") from None
+    # polars reads names that are no UTF-8 with signs in the place of what it cannot read.
+    strange = frame.width == 1 or any("\ufffd" in name for name in frame.columns)
+    if suffix != ".parquet" and strange and (trouble := trouble_of_csv(path)):
+        raise DataError(f"{source}: {trouble}")
+    return frame
 
 
 def _from_frame(frame: pl.DataFrame, section: DataSection, task: Task, *, target: str | None = None) -> Table:
@@ -216,8 +272,6 @@ def _from_frame(frame: pl.DataFrame, section: DataSection, task: Task, *, target
     if target is None:
         raise DataError(f"data.target: missing; say which column of {source} is the target: {_listed(names)}")
     if target not in names:
-        if len(names) == 1 and re.search(r"[;\t|]", names[0]):
-            raise DataError(f"{source}: has one column, {names[0]!r}; separate the fields by commas")
         near = _near(target, names)
         raise DataError(f"data.target: no column {target!r} in {source}{near}; its columns: {_listed(names)}")
     # polars renames a repeated column, so that a second copy of the target would become a feature.
@@ -366,8 +420,13 @@ def _check_rows(n: int, source: str) -> None:
 
 
 def _check_finite(features: pl.DataFrame, source: str) -> None:
-    for column in features.select(pl.selectors.float()):
-        infinite = column.is_infinite().fill_null(False)
+    for column in features.select(pl.selectors.float() | pl.selectors.string()):
+        if column.dtype == pl.String:  # polars takes inf for a number, and Infinity for a text
+            infinite = column.str.contains(_INFINITY).fill_null(False)
+            if not infinite.any() or _numbers(column) is None:
+                continue
+        else:
+            infinite = column.is_infinite().fill_null(False)
         if infinite.any():
             raise DataError(
                 f"{source}: column {column.name!r} has {infinite.sum()} infinite of {len(column)} values "
