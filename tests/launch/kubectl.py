@@ -41,8 +41,6 @@ def apply() -> None:
                 job["metadata"]["uid"] = str(uuid.uuid4())
                 (cluster / "job.json").write_text(json.dumps(job))
                 run(job, container, secret)
-    if "--output=json" in sys.argv:
-        print(json.dumps({"kind": "List", "items": documents}))
 
 
 def run(job: dict[str, Any], container: dict[str, Any], secret: dict[str, Any]) -> None:

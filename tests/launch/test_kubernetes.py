@@ -142,7 +142,8 @@ class TestTheSecretGoesWithTheJob:
         interpreter(PATIENT)
         given = engine(workers=1)
         given.start(detach=True)
-        assert (kubernetes / "secret.json").exists()
+        secret = json.loads((kubernetes / "secret.json").read_text())
+        kubernetes_validate.validate(secret, VERSIONS[-1], strict=True)
         commands = [shlex.split(each) for each in re.findall(r"kubectl .*? (?=shows|ends)", given.traces)]
         pods = json.loads(subprocess.run(commands[0], check=True, capture_output=True).stdout)["items"]
         assert [pod["kind"] for pod in pods] == ["Job", "Pod"]

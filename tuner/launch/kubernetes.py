@@ -148,16 +148,18 @@ class KubernetesWorkers(Engine):
     def start(self, *, detach: bool = False) -> None:  # noqa: ARG002
         self._started = True  # whatever comes of it is there to be deleted
         try:
-            applied = self._kubectl("apply", "--filename=-", "--output=json", stdin=self.submission()).stdout
-            self._own_secret(json.loads(applied)["items"])
+            self._kubectl("apply", "--filename=-", stdin=self.submission())
+            self._own_secret()
         except EngineError:
             with contextlib.suppress(EngineError):
                 self.stop()
             raise
 
-    def _own_secret(self, applied: Sequence[Mapping[str, Any]]) -> None:
+    def _own_secret(self) -> None:
         """Let the Secret go when the Job goes: deleted by anybody, or some time after its end."""
-        (job,) = [item for item in applied if item["kind"] == "Job"]
+        job, _ = self._look()
+        if job is None:
+            raise EngineError(f"Kubernetes has no job {self._id} any more; somebody deleted it")
         secret, _ = self._documents()
         secret["metadata"]["ownerReferences"] = [
             {"apiVersion": "batch/v1", "kind": "Job", "name": self._id, "uid": job["metadata"]["uid"]}
