@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,12 @@ def test_without_kubectl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(EngineError, match="kubectl is not installed here; install it, or apply what --dry-run prints"):
         engine().check()
+
+
+def test_without_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(EngineError, match=r"YAML cannot be written without PyYAML; pip install 'tuner\[kubernetes\]'"):
+        engine().submission()
 
 
 class TestRefusals:
