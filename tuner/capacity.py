@@ -80,6 +80,7 @@ def check_capacity(spec: StudySpec, table: Table, device: torch.device, budget: 
     needed, config = max(((_bytes(c, table, device), c) for c in configs), key=lambda pair: pair[0])
     if needed <= budget:
         return
+    share = ", a worker for each core" if device.type == "cpu" else ""
     fits, above = 0, config.width
     while above - fits > 1:
         middle = (fits + above) // 2
@@ -92,7 +93,7 @@ def check_capacity(spec: StudySpec, table: Table, device: torch.device, budget: 
         fix = f"at this depth a width up to {fits:,} fits: lower space.width or space.depth"
     raise DeviceError(
         f"a device trains every model of a study, and the largest of {spec.study.name}, {config.depth} x "
-        f"{config.width:,} units, needs {_size(needed)} even alone; {device} has {_size(budget)} for it\n"
+        f"{config.width:,} units, needs {_size(needed)} even alone; {device} has {_size(budget)} for it{share}\n"
         f"  {fix}, or use a device with more memory"
     )
 
