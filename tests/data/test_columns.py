@@ -99,6 +99,8 @@ def test_useless_columns_are_dropped(values: Any, note: str) -> None:
         ("income", range(0, 10**6 * MANY, 10**6), False),
         ("c", [i // 2 for i in range(MANY)], False),
         ("c", [float(i) for i in range(MANY)], False),
+        ("c", [f" {i}" for i in range(MANY)], True),  # as one row of another part makes them
+        ("c", ["", *map(str, range(MANY))], False),
     ],
 )
 def test_identifiers_are_warned_about(name: str, values: Any, warned: bool) -> None:

@@ -268,8 +268,15 @@ def _is_constant(present: pl.Series, kind: Kind) -> bool:
 
 
 def _looks_like_an_id(series: pl.Series) -> bool:
-    """Whole numbers, another in every row, that count rows or whose column is named like an identifier's."""
-    if not series.dtype.is_integer() or len(series) < 20 or series.null_count() or not series.is_unique().all():
+    """Whole numbers, another in every row, that count rows or whose column is named like an identifier's.
+
+    Also where a row of another part is no number, so that all are text.
+    """
+    if series.dtype == pl.String:
+        series = _text(series).cast(pl.Int64, strict=False)
+    if not series.dtype.is_integer() or len(series) < 20:
+        return False
+    if series.null_count() or not series.is_unique().all():
         return False
     span = int(series.max()) - int(series.min())  # type: ignore[arg-type]
     return span < 3 * len(series) or _ID_NAME.search(series.name) is not None
