@@ -3,6 +3,7 @@
 import errno
 import gzip
 import io
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,6 +176,21 @@ def test_a_number_too_large_is_named_with_its_row(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.csv: column 'size' cannot be standardised: 1e\+300 in row 18 "):
         predict_file(model(mixed_table()), data, tmp_path / "p.csv", batch_rows=7)
     assert not (tmp_path / "p.csv").exists()
+
+
+def test_a_pipe_is_written_into_and_a_link_stays_one(tmp_path: Path) -> None:
+    made, data = model(mixed_table()), written(mixed_table(3), tmp_path / "a.csv")
+    predict_file(made, data, tmp_path / "p.csv")
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    predict_file(made, data, tmp_path / "pipe")
+    assert os.read(reading, 10_000) == (tmp_path / "p.csv").read_bytes()
+    os.close(reading)
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to("q.csv")
+    predict_file(made, data, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "q.csv").read_text() == (tmp_path / "p.csv").read_text()
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:

@@ -192,13 +192,20 @@ def _explained(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _written(out: Path | None) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when all is written, and not at all after an error; or standard output."""
+    """A file that appears under its name when all is written, and not at all after an error; or standard output, a
+    device or a pipe, which nothing takes the place of.
+    """
     if out is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     if out.is_dir():
         raise DataError(f"{out}: is a folder; -o needs a file's name")
+    if out.exists() and not out.is_file():
+        with out.open("wb") as file:
+            yield file
+        return
+    out = out.resolve()  # what a link leads to is written, and the link stays
     try:
         handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
     except OSError as error:
