@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from tuner.manager import CurvePoint, RungRow, StudyManager
 from tuner.report import analysis as analysis_module
 from tuner.report.analysis import analyse, contours, fidelity, importances, ticks
 from tuner.report.figures import figures
-from tuner.report.html import file_name, report_html
+from tuner.report.html import file_name, report_html, write_file
 from tuner.space import Choices, Range, parse_domain
 from tuner.storage.ledger import EpochRow, RungResult
 
@@ -371,3 +372,16 @@ def test_slices_have_each_hyperparameters_scale(wide: StudyManager) -> None:
     assert decay.ticktext[0] == "0", "what is off stands apart"
     least = min(value for trial in analysis["trials"] if (value := trial["params"]["weight_decay"]))
     assert decay.tickvals[0] == pytest.approx(least / 10)
+
+
+def test_a_pipe_is_written_into_and_a_link_stays_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_file(tmp_path / "pipe", "a report")
+    assert os.read(reading, 100) == b"a report"
+    os.close(reading)
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to("r.html")
+    write_file(tmp_path / "link", "a report")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "r.html").read_text() == "a report"

@@ -122,10 +122,17 @@ def file_stem(study_name: str) -> str:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all. Raises BadInputError with the fix where that cannot be."""
+    """Write a file as a whole or not at all; into a device or a pipe, and through a link, whose place nothing takes.
+
+    Raises BadInputError with the fix where that cannot be.
+    """
     if path.is_dir():
         raise BadInputError(f"{path} is a folder; give a file in it: -o {path / 'report.html'}")
     try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        path = path.resolve()
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
