@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from tests.models import mixed_table, model
+from tuner import predict as predict_module
+from tuner.data.preprocessing import FarValueError
 from tuner.data.sources import read_csv
 from tuner.errors import DataError, StorageError
-from tuner.predict import predict_file
+from tuner.model import TunedModel
+from tuner.predict import answered, predict_file
 
 
 def written(table: pl.DataFrame, path: Path) -> Path:
@@ -98,6 +103,34 @@ def test_a_number_that_is_none_counts_as_missing_wherever_it_is(at: int, tmp_pat
     gone = rows.with_columns(size=rows["size"].set(pl.arange(0, 300, eager=True) == at, None))
     expected = made.predict_proba(gone)
     assert pl.read_csv(tmp_path / "p.csv").drop("prediction").to_numpy() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_batches_that_are_predicted_at_once_come_out_in_order(
+    spoilt: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, rows = model(mixed_table()), mixed_table(300, seed=3)
+    meet, at_once = threading.Barrier(3), []
+
+    def meeting(model: TunedModel, batch: pl.DataFrame) -> pl.DataFrame:
+        """Goes on when three batches are being predicted."""
+        meet.wait(timeout=30)
+        at_once.append(torch.get_num_threads())
+        if spoilt and len(at_once) > 3:
+            raise FarValueError("column 'size'", 1e300, 1)
+        return answered(model, batch)
+
+    monkeypatch.setattr(predict_module, "answered", meeting)
+    torch.set_num_threads(3)  # and so many batches at a time
+    if spoilt:
+        with pytest.raises(DataError, match="in row 152 is too large"):
+            predict_file(made, written(rows, tmp_path / "a.csv"), tmp_path / "p.csv", batch_rows=50)
+    else:
+        predict_file(made, written(rows, tmp_path / "a.csv"), tmp_path / "p.csv", batch_rows=50)
+        shown = pl.read_csv(tmp_path / "p.csv").drop("prediction").to_numpy()
+        assert shown == pytest.approx(made.predict_proba(rows), abs=1e-6)
+    assert set(at_once) == {1}
+    assert torch.get_num_threads() == 3
 
 
 def test_categories_that_look_like_numbers_and_one_number_or_none(tmp_path: Path) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import polars as pl
+import torch
 
 from tuner.data.columns import Kind, listed
 from tuner.data.preprocessing import FarValueError
@@ -25,6 +26,7 @@ from tuner.words import count
 
 BATCH_ROWS = 65_536
 WANTED: Mapping[Kind, str] = {"numeric": "numbers", "boolean": "true or false", "date": "dates"}
+Unreadable = Mapping[str, tuple[int, str]]  # of a column: how many values, and the first
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
 
 
@@ -59,27 +61,46 @@ def predict_file(model: TunedModel, data: Path, out: Path | None, *, batch_rows:
         notes.append(f"ignored: column {model.target_name!r}, the target")
     rows, unreadable = 0, Counter[str]()
     first: dict[str, str] = {}
-    with _written(out) as file, ThreadPoolExecutor(1) as reader:
-        # The next batch is read while this one is predicted.
-        coming = reader.submit(next, batches, None)
-        while (batch := coming.result()) is not None or not rows:
-            if batch is None:
-                raise DataError(f"{data}: has no rows to predict")
-            coming = reader.submit(next, batches, None)
-            try:
-                answers = answered(model, batch)
-            except FarValueError as error:
-                raise DataError(f"{data}: {FarValueError(error.called, error.value, error.row + rows)}") from None
-            _write(answers, file, out, header=rows == 0)
-            rows += batch.height
-            for name, (number, value) in model.schema.unreadable(batch).items():
-                unreadable[name] += number
-                first.setdefault(name, value)
+    with _written(out) as file, closing(_parts(model, batches)) as parts:
+        try:
+            for answers, odd in parts:
+                _write(answers, file, out, header=rows == 0)
+                rows += answers.height
+                for name, (number, value) in odd.items():
+                    unreadable[name] += number
+                    first.setdefault(name, value)
+        except FarValueError as error:
+            raise DataError(f"{data}: {FarValueError(error.called, error.value, error.row + rows)}") from None
+        if not rows:
+            raise DataError(f"{data}: has no rows to predict")
     kinds = {column.name: column.values or column.kind for column in model.schema.columns}
     for name, number in unreadable.items():
         told = f"{count(number, 'value')} such as {first[name]!r}"
         notes.append(f"column {name!r}: {told} cannot be read as {WANTED[kinds[name]]}, and count as missing")
     return Predicted(rows=rows, notes=tuple(notes))
+
+
+def _parts(
+    model: TunedModel, batches: Iterator[pl.DataFrame]
+) -> Generator[tuple[pl.DataFrame, Unreadable], None, None]:
+    """The answers to each batch, and what of it could not be read, in order.
+
+    As many batches at a time as torch has threads, a thread each, while the next is read: one batch after another on
+    all threads would leave them idle wherever the work is not torch's.
+    """
+    threads = torch.get_num_threads()
+    waiting: deque[Future[tuple[pl.DataFrame, Unreadable]]] = deque()
+    torch.set_num_threads(1)  # which those that begin now inherit
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for batch in batches:
+                waiting.append(pool.submit(lambda part: (answered(model, part), model.schema.unreadable(part)), batch))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _write(answers: pl.DataFrame, file: IO[bytes], out: Path | None, *, header: bool) -> None:
