@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 from tuner.data.dataset import load_training_data, summarize
 from tuner.errors import BadInputError, StorageError
+from tuner.files import umask
 from tuner.learning.device import resolve_device
 from tuner.learning.trainer import single_thread
 from tuner.manager import StudyManager
@@ -196,7 +196,7 @@ def _write(
         (temporary / CARD).write_text(card)
         write_manifest(temporary)
         # mkdtemp's folder is its owner's alone; a model is for whoever may read what we write.
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~umask())
         if folder.is_dir():
             folder.rmdir()
         temporary.rename(folder)
@@ -212,10 +212,3 @@ def _write(
         evaluated=metrics["status"] == "evaluated",
         onnx_difference=difference,
     )
-
-
-def _umask() -> int:
-    """The permissions that new files of this process do not get."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -21,6 +19,7 @@ from tuner.data.columns import Kind, listed
 from tuner.data.preprocessing import FarValueError
 from tuner.data.sources import NULL_VALUES, trouble_of_csv, unquoted
 from tuner.errors import DataError, StorageError
+from tuner.files import whole_file
 from tuner.model import TunedModel
 from tuner.words import count
 
@@ -222,27 +221,9 @@ def _written(out: Path | None) -> Iterator[IO[bytes]]:
         return
     if out.is_dir():
         raise DataError(f"{out}: is a folder; -o needs a file's name")
-    if out.exists() and not out.is_file():
-        with out.open("wb") as file:
-            yield file
-        return
-    out = out.resolve()  # what a link leads to is written, and the link stays
-    try:
-        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror}") from None
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """The permissions that new files of this process do not get."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(whole_file(out))
+        except OSError as error:
+            raise DataError(f"{out}: cannot be written: {error.strerror}") from None
+        yield file

@@ -159,6 +159,10 @@ class TestInit:
         assert Path("pets.toml").read_text() == "mine"
         tuner("init", "pets.csv", "--target", "sold", "--force")
         assert Path("pets.toml").read_text() != "mine"
+        Path("link.toml").symlink_to("pets.toml")
+        tuner("init", "pets.csv", "--target", "sold", "--force", "--name", "linked", "-o", "link.toml")
+        assert Path("link.toml").is_symlink()
+        assert 'name   = "linked"' in Path("pets.toml").read_text()
 
     @pytest.mark.parametrize(
         ("words", "message"),

@@ -24,6 +24,7 @@ from tuner.cli.options import (
     target_option,
 )
 from tuner.errors import BadInputError
+from tuner.files import whole_file
 from tuner.report.layout import count, minutes
 
 
@@ -77,10 +78,9 @@ def init(
     if str(file) == "-":
         click.echo(recipe.text, nl=False)
         return
-    replacing = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        replacing.write_text(recipe.text, encoding="utf-8")
-        replacing.replace(file)
+        with whole_file(file) as whole:
+            whole.write(recipe.text.encode())
     except OSError as error:
         raise BadInputError(f"{file}: cannot be written: {error.strerror}") from None
     click.echo(f"wrote {file}; next: tuner check {file}, tuner run {file}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from tuner import strict_json
 from tuner.drawing import Figure
 from tuner.errors import BadInputError
+from tuner.files import whole_file
 from tuner.report.diagnosis import caution, fit_lines, head, question_lines
 from tuner.report.figures import figures
 from tuner.report.layout import count, duration, number
@@ -129,21 +128,8 @@ def write_file(path: Path, text: str) -> None:
     if path.is_dir():
         raise BadInputError(f"{path} is a folder; give a file in it: -o {path / 'report.html'}")
     try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
-            return
-        path = path.resolve()
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(temporary).chmod(0o666 & ~umask)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with whole_file(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise BadInputError(f"cannot write {path}: {error.strerror or error}; give another file: -o FILE") from error
 
