@@ -4,6 +4,7 @@ import math
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from tuner import evaluation as evaluation_module
 from tuner.data.dataset import load_final_data, load_training_data
 from tuner.data.sealed import open_test
 from tuner.errors import BadInputError, NothingCompletedError
-from tuner.evaluation import evaluate, risk_of, selection_bound
+from tuner.evaluation import evaluate, fit_all, risk_of, selection_bound
+from tuner.learning import crew
 from tuner.learning.device import DeviceData, resolve_device
 from tuner.learning.ensemble import as_outputs, votes
 from tuner.learning.lanes import Lane, Pack
@@ -24,7 +26,7 @@ from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneTask, kept_outputs, train_to_end
 from tuner.manager import StudyManager
 from tuner.plan import create_study
-from tuner.refits import REFIT, FinalRows, Member, refit
+from tuner.refits import REFIT, FinalRows, Member, candidates, refit, winner
 from tuner.report.study import evaluation_text
 from tuner.spec import StudySpec, parse_spec
 from tuner.storage.ledger import RungResult
@@ -345,6 +347,24 @@ def test_an_ensemble_after_the_evaluation_opens_the_test_set_again(
     assert {**second, "ensemble": None, "peeks": 0} == first, "what was stored stays"
     third = evaluate(manager, "tiny", device="cpu", ensemble=True)
     assert (len(opened), third) == (2, {**second, "peeks": 2})
+
+
+def test_several_processes_refit_what_one_does(manager: StudyManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(manager, study(model={"activation": {"choices": ["relu", "gelu"]}}, search={"trials": 6}))
+    spec, best, ranked = manager.spec("tiny"), winner(manager, "tiny"), candidates(manager, "tiny")
+    data = load_training_data(spec, Path())
+    monkeypatch.setattr(crew, "WORTH_S", 1e-9)
+    asked, scores = Mock(wraps=crew._by_processes), []
+    monkeypatch.setattr(crew, "_by_processes", asked)
+    for processes in (1, 2):
+        fits = fit_all(spec, Path(), data, best, ranked, device="cpu", processes=processes)
+        scores.append(fits.score_on_test(Path()).as_dict())
+    for score_ in scores:
+        score_.pop("seconds")
+        for baseline in score_["baselines"]:
+            baseline.pop("seconds")
+    assert scores[0] == scores[1]
+    assert asked.call_count == 2, "candidates, and the ensemble's refits; the winner's are one pack"
 
 
 def test_mistakes_and_seconds_are_in_the_report(manager: StudyManager) -> None:

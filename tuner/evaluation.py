@@ -159,11 +159,13 @@ class Evaluation:
         }
 
 
-def evaluate(manager: StudyManager, name: str, *, device: str = "auto", ensemble: bool = False) -> dict[str, Any]:
+def evaluate(
+    manager: StudyManager, name: str, *, device: str = "auto", ensemble: bool = False, processes: int = 1
+) -> dict[str, Any]:
     """Refit the winner, open the test set, store the result; or the stored result, counted as one more peek.
 
     ensemble: evaluate a greedy ensemble of the best trials as well. Where the stored result has none, that opens the
-    test set again, which counts as a peek too.
+    test set again, which counts as a peek too. processes: as :func:`tuner.learning.crew.train_all` takes it.
 
     Raises StudyNotFoundError; BadInputError while the study is unfinished and not stopped; NothingCompletedError when
     no trial completed; DataError when the data are not what the study was created with.
@@ -185,7 +187,7 @@ def evaluate(manager: StudyManager, name: str, *, device: str = "auto", ensemble
         data = load_training_data(spec, root)
         check_digests(manager, name, data)
         ranked = candidates(manager, name) if ensemble else []
-        fits = fit_all(spec, root, data, best, ranked, device=device)
+        fits = fit_all(spec, root, data, best, ranked, device=device, processes=processes)
         manager.begin_evaluation(name)
         found = fits.score_on_test(root).as_dict()
         if ensemble and not manager.store_evaluation(name, found).get("ensemble"):
@@ -311,21 +313,22 @@ def fit_all(
     ranked: Sequence[Member] = (),
     *,
     device: str = "auto",
+    processes: int = 1,
 ) -> Fits:
     """Refit the winner and, where candidates are ``ranked``, an ensemble of them, and fit the baselines beside them."""
     began = time.perf_counter()
     place = resolve_device(device, spec.training.precision, double=True)
     if place.type == "cpu":
         single_thread()
-    chosen = select_ensemble(spec, data, ranked, place) if ranked else None
+    chosen = select_ensemble(spec, data, ranked, place, processes=processes) if ranked else None
     rows = FinalRows.load(spec, root, [best, *(chosen.members if chosen else ())], place)
     return Fits(
         spec=spec,
         data=data,
         rows=rows,
-        winner=refit(spec, rows, [best]),
+        winner=refit(spec, rows, [best], processes=processes),
         chosen=chosen,
-        ensemble=None if chosen is None else refit(spec, rows, chosen.members),
+        ensemble=None if chosen is None else refit(spec, rows, chosen.members, processes=processes),
         baselines=_baselines(spec, data, rows, best.config.scaling),
         began=began,
     )

@@ -15,13 +15,13 @@ from torch import Tensor
 from tuner.data.dataset import FinalData, TrainingData, View, load_final_data
 from tuner.data.preprocessing import Preprocessing
 from tuner.errors import NothingCompletedError
+from tuner.learning.crew import train_all
 from tuner.learning.device import DeviceData
 from tuner.learning.ensemble import as_outputs, greedy_selection, votes
 from tuner.learning.lanes import Lane, Pack
 from tuner.learning.metrics import Head, head_of, score
-from tuner.learning.packing import plan_packs
 from tuner.learning.randomness import lane_key
-from tuner.learning.trainer import LaneState, LaneTask, kept_outputs, train_to_end
+from tuner.learning.trainer import LaneState, LaneTask, kept_outputs
 from tuner.manager import StudyManager
 from tuner.spec import METRICS, StudySpec
 from tuner.trial import Scaling, Task, TrialConfig, Value
@@ -79,7 +79,9 @@ def candidates(manager: StudyManager, name: str) -> list[Member]:
     return list(found.values()) or [winner(manager, name)]  # none completed where a time budget was over before
 
 
-def select_ensemble(spec: StudySpec, data: TrainingData, ranked: Sequence[Member], device: torch.device) -> Selection:
+def select_ensemble(
+    spec: StudySpec, data: TrainingData, ranked: Sequence[Member], device: torch.device, *, processes: int = 1
+) -> Selection:
     """A greedy ensemble of the best trials (see :func:`greedy_selection`), by the study's metric on validation rows.
 
     The trials are trained again, all at once, from their own seeds: they come out as they were. With folds, each row is
@@ -98,7 +100,7 @@ def select_ensemble(spec: StudySpec, data: TrainingData, ranked: Sequence[Member
         )
         for member in ranked
     ]
-    states = _train(tasks, placed, spec)
+    states = train_all(tasks, placed, metric, processes=processes)
     heads = [head_of(member.config.loss, spec.task) for member in ranked]
     cast = torch.stack(
         [
@@ -211,10 +213,13 @@ class Refits:
         return kept_outputs(self.tasks[i], self.states, self.rows.placed[scaling], x[scaling])
 
 
-def refit(spec: StudySpec, rows: FinalRows, members: Sequence[Member], *, seeds: int | None = None) -> Refits:
+def refit(
+    spec: StudySpec, rows: FinalRows, members: Sequence[Member], *, seeds: int | None = None, processes: int = 1
+) -> Refits:
     """Train every member from ``seeds`` seeds (None: as the study says) on ``rows``, all as lanes of packs.
 
-    A refit's stream is that of (study seed, refit), and of an ensemble's members (study seed, refit, trial).
+    A refit's stream is that of (study seed, refit), and of an ensemble's members (study seed, refit, trial). processes:
+    as :func:`tuner.learning.crew.train_all` takes it.
     """
     seeds = spec.final.seeds if seeds is None else seeds
     tasks: list[tuple[LaneTask, ...]] = []
@@ -230,12 +235,5 @@ def refit(spec: StudySpec, rows: FinalRows, members: Sequence[Member], *, seeds:
     states: dict[int, LaneState] = {}
     for scaling, placed in rows.placed.items():
         mine = [task for of_member in tasks for task in of_member if task.lane.config.scaling == scaling]
-        states |= _train(mine, placed, spec)
+        states |= train_all(mine, placed, spec.study.metric, processes=processes)
     return Refits(members=tuple(members), seeds=seeds, tasks=tuple(tasks), states=states, rows=rows, task=spec.task)
-
-
-def _train(tasks: Sequence[LaneTask], data: DeviceData, spec: StudySpec) -> dict[int, LaneState]:
-    states: dict[int, LaneState] = {}
-    for pack in plan_packs(tasks, data):
-        states |= train_to_end(pack, data, spec.study.metric)
-    return states

@@ -8,12 +8,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from sklearn.datasets import load_iris
 
 from tests.cli.command import DEADLINE_S, STUDIES, TINY, start, strict_json, tuner, tuner_json, wait_until, write_study
+from tuner import evaluation
 from tuner.errors import TunerError
+from tuner.launch.local import usable_cores
 from tuner.manager import StudyManager
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -82,6 +85,18 @@ def test_run_reports_an_honest_test_error() -> None:
     assert (again.stdout, again.stderr) == (out, "tiny: reading the data\n")
     assert strict_json(tuner("run", "tiny.toml", "-f", "json").stdout) == study
     assert evaluation["peeks"] == 0
+
+
+@pytest.mark.parametrize(("words", "expected"), [(["--workers", "3"], 3), ([], usable_cores())])
+def test_refits_take_as_many_processes_as_the_search(
+    words: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Mock(wraps=evaluation.evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", asked)
+    tuner("run", write_study(), "--device", "cpu", "--quiet", *words)
+    assert asked.call_args.kwargs["processes"] == expected
+    tuner("evaluate", "tiny")
+    assert asked.call_args.kwargs["processes"] == usable_cores()
 
 
 def test_run_with_an_ensemble() -> None:

@@ -149,7 +149,11 @@ def launch(
                     return
                 engine.died = undertaker(manager, name)
                 attend(manager, name, engine, view)
-            summary, shown = conclude(manager, spec, view, folder, news=news, ensemble=ensemble)
+            from tuner.launch.local import usable_cores
+
+            summary, shown = conclude(
+                manager, spec, view, folder, news=news, processes=usable_cores(), ensemble=ensemble
+            )
             database = manager.storage
     report(context, summary, database, form, shown)
 

@@ -93,8 +93,9 @@ def evaluate(name: str, ensemble: bool, device: str, storage: str, artifacts: st
 
     with open_manager(storage, artifacts) as manager:
         from tuner.evaluation import evaluate as evaluate_study
+        from tuner.launch.local import usable_cores
 
-        record = evaluate_study(manager, name, device=device, ensemble=ensemble)
+        record = evaluate_study(manager, name, device=device, ensemble=ensemble, processes=usable_cores())
         write_note(manager, name)
     output.write(record, form, lambda: evaluation_text(record), rows=lambda: evaluation_rows(record))
 

@@ -119,7 +119,18 @@ def run(
             with _still_there(name):
                 if news := manager.summary(name).state != "finished":
                     _train(manager, spec, device, workers, storage, artifacts, view)
-                summary, shown = conclude(manager, spec, view, folder, device=device, ensemble=ensemble, news=news)
+                from tuner.launch.local import usable_cores
+
+                summary, shown = conclude(
+                    manager,
+                    spec,
+                    view,
+                    folder,
+                    news=news,
+                    processes=workers or usable_cores(),
+                    device=device,
+                    ensemble=ensemble,
+                )
             database = manager.storage
     report(context, summary, database, form, shown)
 
@@ -131,6 +142,7 @@ def conclude(
     folder: Path,
     *,
     news: bool,
+    processes: int,
     device: str = "auto",
     ensemble: bool = False,
 ) -> tuple[StudySummary, dict[str, Any] | None]:
@@ -138,6 +150,7 @@ def conclude(
 
     Demonstrates what the study file asks to show, and writes its figure and numbers to ``folder``. Draws the report of
     a study that ended, or was evaluated, since the caller began (``news``), and sees that all its trials are logged.
+    processes: that may refit side by side on a CPU.
     """
     from tuner.report.note import write_note
 
@@ -149,7 +162,7 @@ def conclude(
         view.say(f"{name}: refitting {what}, then opening the test set")
         from tuner.evaluation import evaluate
 
-        evaluate(manager, name, device=device, ensemble=ensemble)
+        evaluate(manager, name, device=device, ensemble=ensemble, processes=processes)
         summary, news = manager.summary(name), True
     if summary.state == "finished" and shows is not None and shows not in manager.demonstrations(name):
         view.say(f"{name}: demonstrating {shows}")

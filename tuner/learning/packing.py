@@ -63,6 +63,13 @@ def bytes_of(tasks: Sequence[LaneTask], data: DeviceData) -> int:
     )
 
 
+def seconds_of(tasks: Sequence[LaneTask], data: DeviceData) -> float:
+    """Estimated seconds to train these trials as one pack from the start to the last one's target."""
+    configs, rows = _members(tasks, data)
+    epochs = max(task.target_epochs for task in tasks)
+    return epochs * pack_seconds(configs, rows, data.n_features, data.n_outputs, machine_of(data.device))
+
+
 def _members(tasks: Sequence[LaneTask], data: DeviceData) -> tuple[list[TrialConfig], list[int]]:
     """Configuration and training rows of each lane."""
     configs = [task.lane.config for task in tasks for _ in range(task.folds)]
