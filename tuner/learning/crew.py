@@ -128,7 +128,7 @@ def _save(data: DeviceData, folder: Path) -> dict[str, Any]:
 
 def _load(folder: Path, rest: dict[str, Any]) -> DeviceData:
     for name in _TENSORS:
-        rest[name] = torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
+        rest[name] = torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False))
     return DeviceData(**rest)
 
 
