@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.cli.command import ROOT, wait_until
+from tests.launch.lost import until_lost
 from tuner.errors import BadInputError, EngineError
 from tuner.launch import Place, engine, kubernetes, slurm
-from tuner.launch.engine import Crew, Engine, WorkersLostError, make_engine
+from tuner.launch.engine import Crew, Engine, make_engine
 
 SERVER = "postgresql://me:se-cret@db.example.com/tuner"
 # What stands in for a worker: told to leave by a signal or by the end of its input, it takes its time, says so, leaves.
@@ -103,19 +104,10 @@ def test_the_storage_reaches_the_workers_and_shows_nowhere(make: Any, interprete
 def test_a_worker_that_refuses_is_heard(make: Any, interpreter: Any) -> None:
     """Its own words, and its own exit code: the launcher shows them."""
     interpreter(REFUSING)
-    lost: list[WorkersLostError] = []
-
-    def happened() -> bool:
-        try:
-            engine.alive()
-        except WorkersLostError as error:
-            lost.append(error)
-        return bool(lost)
-
     with make() as engine:
-        wait_until(happened)
-    assert "data.source: no such file: /data/x.csv" in str(lost[0])
-    assert lost[0].exit_code == 2
+        lost = until_lost(engine)
+    assert "data.source: no such file: /data/x.csv" in str(lost)
+    assert lost.exit_code == 2
 
 
 def test_others_go_on_without_it(make: Any, interpreter: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli.command import ROOT, wait_until
+from tests.launch.lost import until_lost
 from tuner.launch import engine, local
 from tuner.launch.engine import Crew, WorkersLostError, awaited, follow
 from tuner.launch.local import LocalWorkers, devices_for
@@ -30,20 +31,6 @@ def orders(name: str = "s", storage: str = "sqlite:///t.db") -> Crew:
     return Crew(study=name, workers=2, storage=storage, artifacts="a")
 
 
-def check_until_lost(workers: LocalWorkers) -> WorkersLostError:
-    lost: list[WorkersLostError] = []
-
-    def happened() -> bool:
-        try:
-            workers.alive()
-        except WorkersLostError as error:
-            lost.append(error)
-        return bool(lost)
-
-    wait_until(happened)
-    return lost[0]
-
-
 def test_each_device_gets_a_worker(interpreter: Any) -> None:
     starts = interpreter(LEAVES_WHEN_RELEASED)
     with crew("cpu", "cuda:1", name="study") as workers:
@@ -57,7 +44,7 @@ def test_each_device_gets_a_worker(interpreter: Any) -> None:
 def test_storage_goes_through_the_environment(interpreter: Any) -> None:
     interpreter("sys.exit(f\"{os.environ['TUNER_STORAGE']} {os.environ['TUNER_ARTIFACTS']}\")")
     with LocalWorkers(orders(storage="postgresql://me:word@h/d"), ["cpu"]) as workers:
-        assert "postgresql://me:word@h/d a" in str(check_until_lost(workers))
+        assert "postgresql://me:word@h/d a" in str(until_lost(workers))
 
 
 def test_released_workers_leave(interpreter: Any) -> None:
@@ -85,7 +72,7 @@ def test_worker_that_does_not_leave_is_killed(
 def test_worker_that_dies_is_started_again(interpreter: Any, caplog: pytest.LogCaptureFixture) -> None:
     starts = interpreter("print('one'); print('last words', file=sys.stderr); sys.exit(7)")
     with crew("cpu") as workers:
-        error = check_until_lost(workers)
+        error = until_lost(workers)
     assert len(starts.read_text().splitlines()) == 1 + local.RESTARTS
     assert error.exit_code == 1
     assert str(error) == "no worker is left: worker 1 (cpu) exited with code 7 after 3 restarts\n  last words"
@@ -95,13 +82,13 @@ def test_worker_that_dies_is_started_again(interpreter: Any, caplog: pytest.LogC
 def test_killed_worker_is_named(interpreter: Any) -> None:
     interpreter("os.kill(os.getpid(), signal.SIGKILL)")
     with crew("cpu") as workers:
-        assert "worker 1 (cpu) died of signal 9 (Killed; out of memory?)" in str(check_until_lost(workers))
+        assert "worker 1 (cpu) died of signal 9 (Killed; out of memory?)" in str(until_lost(workers))
 
 
 def test_bad_input_is_not_tried_again(interpreter: Any) -> None:
     starts = interpreter("sys.exit(print('error: no such device', file=sys.stderr) or 2)")
     with crew("cpu") as workers:
-        error = check_until_lost(workers)
+        error = until_lost(workers)
     assert (str(error), error.exit_code) == ("no such device", 2)
     assert len(starts.read_text().splitlines()) == 1
 
@@ -167,7 +154,7 @@ def test_the_dead_are_reported_once_each(interpreter: Any) -> None:
     starts = interpreter("os.kill(os.getpid(), signal.SIGKILL) if 'cuda:0' in sys.argv else None")
     died: list[int] = []
     with LocalWorkers(orders(), ["cuda:0", "cpu"], died=died.append) as workers:
-        check_until_lost(workers)
+        until_lost(workers)
     assert len(starts.read_text().splitlines()) == 2 + local.RESTARTS
     assert len(died) == len(set(died)) == 1 + local.RESTARTS
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from tests.cli.command import DEADLINE_S, ROOT, TINY, start, strict_json, tuner, wait_until, write_study
+from tests.launch.lost import until_lost
 from tests.launch.readme import launch_command
 from tests.launch.test_engines import SERVER, stand_in
 from tests.storage.servers import fresh_database
 from tuner import __version__
 from tuner.errors import BadInputError, DeviceError, EngineError
-from tuner.launch.engine import Crew, WorkersLostError
+from tuner.launch.engine import Crew
 from tuner.launch.ray import RayWorkers, read_runtime_env
 from tuner.manager import StudyManager
 
@@ -85,19 +86,10 @@ def test_room(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.usefixtures("ray")
 def test_a_node_that_cannot_start_a_process_is_heard(tmp_path: Path) -> None:
     """No TunerError, and no worker that left in peace."""
-    lost: list[WorkersLostError] = []
-
-    def happened() -> bool:
-        try:
-            engine.alive()
-        except WorkersLostError as error:
-            lost.append(error)
-        return bool(lost)
-
     with RayWorkers(crew(workers=1), runtime_env=stand_in(tmp_path / "gone")) as engine:
-        wait_until(happened)
-    assert re.fullmatch(r"a worker on \S+ is lost: FileNotFoundError: .*gone'", str(lost[0]))
-    assert lost[0].exit_code == 1
+        lost = until_lost(engine)
+    assert re.fullmatch(r"a worker on \S+ is lost: FileNotFoundError: .*gone'", str(lost))
+    assert lost.exit_code == 1
 
 
 LONG = TINY.replace("trials = 3", "trials = 48").replace("epochs = 4", "epochs = 300")

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +24,7 @@ import torch
 
 from tuner.learning.device import DeviceData
 from tuner.learning.packing import plan_packs, seconds_of
-from tuner.learning.trainer import LaneState, LaneTask, PackTrainer, single_thread
+from tuner.learning.trainer import LaneState, LaneTask, single_thread, train_to_end
 from tuner.spec import Metric
 
 _TENSORS = ("x_train", "y_train", "x_val", "y_val")
@@ -61,10 +61,7 @@ def _here(packs: Sequence[Sequence[LaneTask]], data: DeviceData, metric: Metric)
 def _trained(
     pack: Sequence[LaneTask], data: DeviceData, metric: Metric, interrupted: Callable[[], bool] = lambda: False
 ) -> dict[int, LaneState]:
-    trainer = PackTrainer(pack, data, metric, interrupted=interrupted)
-    while trainer.running:
-        trainer.run_epoch()
-    states = {number: trainer.state(number) for number in trainer.tasks}
+    states = train_to_end(pack, data, metric, interrupted=interrupted)
     return {number: replace(state, arrays=_needed(state)) for number, state in states.items()}
 
 
@@ -83,9 +80,11 @@ def _by_processes(
         rest = _save(data, Path(folder))
         begin = (folder, rest, metric, stop)
         with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=begin) as pool:
-            with _no_ctrl_c():
-                coming = [pool.submit(_of_process, pack) for pack in packs]
+            coming: list[Future[dict[int, LaneState]]] = []
             try:
+                with _no_ctrl_c():
+                    for pack in packs:
+                        coming.append(pool.submit(_of_process, pack))
                 for future in coming:
                     states |= future.result()
                     left.pop(0)

@@ -197,9 +197,11 @@ def single_thread() -> None:
     torch.set_flush_denormal(True)
 
 
-def train_to_end(tasks: Sequence[LaneTask], data: DeviceData, metric: Metric) -> dict[int, LaneState]:
-    """Train the lanes of one pack to their targets. For callers that need no curve (refits, sweeps)."""
-    trainer = PackTrainer(tasks, data, metric)
+def train_to_end(
+    tasks: Sequence[LaneTask], data: DeviceData, metric: Metric, *, interrupted: Callable[[], bool] = lambda: False
+) -> dict[int, LaneState]:
+    """Train the lanes of one pack to their targets. interrupted: as :class:`PackTrainer` takes it."""
+    trainer = PackTrainer(tasks, data, metric, interrupted=interrupted)
     while trainer.running:
         trainer.run_epoch()
     return {number: trainer.state(number) for number in trainer.tasks}
