@@ -28,8 +28,7 @@ import optuna
 
 from tuner.data.dataset import load_training_data
 from tuner.learning.device import DeviceData, resolve_device
-from tuner.learning.lanes import Lane
-from tuner.learning.randomness import lane_key
+from tuner.learning.lanes import trial_lane
 from tuner.learning.trainer import LaneTask, PackTrainer
 from tuner.search.distributions import suggest
 from tuner.spec import StudySpec
@@ -51,7 +50,7 @@ class Objective:
 
     def __call__(self, trial: optuna.Trial) -> float:
         config = self.spec.trial_config(suggest(trial, self.spec.search_space))
-        lane = Lane(number=trial.number, config=config, key=lane_key(self.spec.study.seed, trial.number))
+        lane = trial_lane(self.spec.study.seed, trial.number, config)
         task = LaneTask(lane=lane, target_epochs=config.max_epochs, folds=self.data.folds)
         trainer = PackTrainer([task], self.data, self.spec.study.metric)
         while trainer.running:

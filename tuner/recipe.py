@@ -20,9 +20,8 @@ import numpy as np
 from tuner.data import Schema, Split, Table, load_table, load_training_data, split_rows
 from tuner.errors import DataError, SpecMismatchError
 from tuner.learning.device import DeviceData, resolve_device
-from tuner.learning.lanes import Lane
+from tuner.learning.lanes import trial_lane
 from tuner.learning.packing import plan_packs
-from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneTask, PackTrainer, single_thread
 from tuner.manager import StudyManager
 from tuner.search import make_sampler
@@ -168,7 +167,7 @@ def epochs_a_second(spec: StudySpec, root: Path, *, device: str = "auto") -> flo
     data = DeviceData.place(load_training_data(spec, root), place)
     drawn = make_sampler(spec).draw(range(MEASURED_LANES), lambda: ())
     configs = [spec.trial_config(spec.search_space.complete(params)) for params in drawn]
-    lanes = [Lane(number=i, config=config, key=lane_key(spec.study.seed, i)) for i, config in enumerate(configs)]
+    lanes = [trial_lane(spec.study.seed, i, config) for i, config in enumerate(configs)]
     packs = plan_packs([LaneTask(lane=lane, target_epochs=spec.training.max_epochs) for lane in lanes], data)
     seconds, epochs = 0.0, 0
     for pack in packs:

@@ -18,7 +18,7 @@ from tuner.errors import NothingCompletedError
 from tuner.learning.crew import train_all
 from tuner.learning.device import DeviceData
 from tuner.learning.ensemble import as_outputs, greedy_selection, votes
-from tuner.learning.lanes import Lane, Pack
+from tuner.learning.lanes import Lane, Pack, trial_lane
 from tuner.learning.metrics import Head, head_of, score
 from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneState, LaneTask, kept_outputs
@@ -94,7 +94,7 @@ def select_ensemble(
     ranked = ranked[: min(CANDIDATES, max(FEWEST_CANDIDATES, affordable))]
     tasks = [
         LaneTask(
-            lane=Lane(number=member.trial, config=member.config, key=lane_key(spec.study.seed, member.trial)),
+            lane=trial_lane(spec.study.seed, member.trial, member.config),
             target_epochs=member.epochs,
             folds=data.folds,
         )

@@ -9,9 +9,8 @@ from typing import Any
 from tuner.data.dataset import load_training_data
 from tuner.errors import BadInputError
 from tuner.learning.device import DeviceData, resolve_device
-from tuner.learning.lanes import Lane
+from tuner.learning.lanes import trial_lane
 from tuner.learning.progress import EpochResult
-from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneTask, PackTrainer, single_thread
 from tuner.manager import CurvePoint, StudyManager
 from tuner.worker import check_digests
@@ -67,7 +66,7 @@ def replay(manager: StudyManager, name: str, number: int, *, device: str = "auto
         single_thread()
     data = load_training_data(spec, manager.data_root(name))
     check_digests(manager, name, data)
-    lane = Lane(number=number, config=spec.trial_config(params), key=lane_key(spec.study.seed, number))
+    lane = trial_lane(spec.study.seed, number, spec.trial_config(params))
     rows = DeviceData.place(data, place)
     task = LaneTask(lane=lane, target_epochs=curve[-1].epoch, folds=rows.folds)
     trainer = PackTrainer([task], rows, spec.study.metric)

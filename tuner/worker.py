@@ -21,11 +21,10 @@ from tuner.capacity import Table, check_capacity
 from tuner.data.dataset import TrainingData, load_training_data
 from tuner.errors import DataError, DeviceLostError, StorageError, StudyNotFoundError, TunerError
 from tuner.learning.device import DeviceData, computes, resolve_device
-from tuner.learning.lanes import Lane
+from tuner.learning.lanes import trial_lane
 from tuner.learning.memory import is_out_of_memory, memory_budget
 from tuner.learning.packing import bytes_of, halved, plan_packs
 from tuner.learning.progress import EpochInterruptedError
-from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneState, LaneTask, PackTrainer, single_thread
 from tuner.manager import StudyManager
 from tuner.spec import StudySpec
@@ -173,11 +172,7 @@ class _Worker:
         states = self._states(claims)
         tasks = [
             LaneTask(
-                lane=Lane(
-                    number=claim.number,
-                    config=self.spec.trial_config(claim.params),
-                    key=lane_key(self.spec.study.seed, claim.number),
-                ),
+                lane=trial_lane(self.spec.study.seed, claim.number, self.spec.trial_config(claim.params)),
                 target_epochs=claim.target_epochs,
                 state=states.get(claim.number),
                 folds=self.data.folds,

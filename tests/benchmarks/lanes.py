@@ -38,10 +38,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from tuner.data.dataset import Rows, View
 from tuner.learning.device import DeviceData
 from tuner.learning.kernels.interface import Real, Step, Whole
-from tuner.learning.lanes import Lane, Pack
+from tuner.learning.lanes import Pack, trial_lane
 from tuner.learning.machine import CPU, KNOTS, bytes_per_s, describe, measured_cpu
 from tuner.learning.packing import plan_packs
-from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneTask
 from tuner.space import Space, parse_domain
 from tuner.trial import TrialConfig
@@ -129,8 +128,7 @@ def make_rows(shape: str) -> DeviceData:
 def packs_of(configs: Sequence[TrialConfig], data: DeviceData) -> list[Pack]:
     """The packs that Tuner would train these configurations in."""
     tasks = [
-        LaneTask(lane=Lane(number=i, config=config, key=lane_key(0, i)), target_epochs=config.max_epochs)
-        for i, config in enumerate(configs)
+        LaneTask(lane=trial_lane(0, i, config), target_epochs=config.max_epochs) for i, config in enumerate(configs)
     ]
     return [Pack([task.lane for task in pack], data) for pack in plan_packs(tasks, data)]
 
@@ -286,7 +284,8 @@ def floor(shape: str, configs: list[TrialConfig]) -> Floor:
         per_step = asked[: len(asked) // steps]
         products += steps * sum(best_seconds(lambda f=f, t=t, o=o: f(*t, **o)) for f, t, o in per_step)
         whole = pack.plan.whole_rows
-        x, y = torch.empty_like(pack.x).numpy(), torch.empty_like(pack.y).numpy()
+        x = torch.empty_like(pack.x[:1] if pack.shared else pack.x).numpy()
+        y = torch.empty_like(pack.y).numpy()
         source = (pack.data.x_train.numpy(), pack.data.y_train.numpy(), pack.order.numpy())
         step = Step(whole[0], torch.zeros(len(Real), pack.K).numpy())
         copying = best_seconds(lambda p=pack, s=source, t=step, x=x, y=y: p.kernels.gather(*s, t, x, y))

@@ -63,8 +63,9 @@ def make_config(**changes: object) -> TrialConfig:
 VIEWS: tuple[tuple[Scaling, int], ...] = (("standard", 0), ("standard", 1), ("robust", 0), ("robust", 1))
 
 
-def lane_of(config: TrialConfig, number: int = 0, seed: int = 3, fold: int = 0) -> Lane:
-    return Lane(number=number, config=config, key=fold_key(lane_key(seed, number), fold), fold=fold)
+def lane_of(config: TrialConfig, number: int = 0, seed: int = 3, fold: int = 0, order_key: int | None = None) -> Lane:
+    key = fold_key(lane_key(seed, number), fold)
+    return Lane(number=number, config=config, key=key, fold=fold, order_key=order_key)
 
 
 ACTIVATIONS = get_args(Activation)
@@ -149,7 +150,7 @@ def distance_from_plain(pack: Pack, lanes: list[Lane], data: DeviceData, epochs:
     for i, lane in enumerate(lanes):
         model = MLP(lane.config, data.n_features, data.n_outputs, lane.key).to(data.device, data.dtype)
         kept = copy.deepcopy(model)
-        plain = train_alone(model, lane.config, data, lane.key, metric, kept, lane.fold)
+        plain = train_alone(model, lane.config, data, lane.ordered_by, metric, kept, lane.fold)
         for train_loss, val_loss, value in fused:
             result = next(plain)
             worst = max(

@@ -92,8 +92,7 @@ def test_reference_kernels_can_be_captured_too(dtype: torch.dtype) -> None:
     data, lanes = make_data(device="cuda", dtype=dtype), lanes_with({"clip_norm": 0.1, "averaging": "swa"})
     pack = Pack(lanes, data, ReferenceKernels())
     pack.train_epoch([1] * len(lanes))
-    assert pack._step_graph is not None
-    assert pack._step_graph.captured
+    assert pack._step_graph().captured
 
 
 @pytest.mark.gpu

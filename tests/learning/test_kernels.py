@@ -154,7 +154,7 @@ def test_head(head: Head, accumulate: bool, dtype: torch.dtype, compiled: Compil
     y = case.random(K, B) if head == "square" else case.whole_numbers(C, K, B)
     results = []
     for kernels in (ReferenceKernels(), compiled.kernels):
-        logits_, gradient_ = logits.clone(), gradient.clone()
+        logits_, gradient_ = logits.mT.clone(memory_format=torch.contiguous_format), gradient.clone()
         loss = torch.ones(K, dtype=torch.float64, device=case.device)
         handle = kernels.handle
         kernels.head(
@@ -184,7 +184,7 @@ def test_the_heads_gradient_is_that_of_torchs_loss(head: Head) -> None:
     kernels = ReferenceKernels()
     full, count = case.step(kernels), 6
     full.whole[1, :], full.real[0, :] = count, 1 / count
-    found, total = logits.clone(), torch.zeros(K, dtype=torch.float64)
+    found, total = logits.mT.clone(memory_format=torch.contiguous_format), torch.zeros(K, dtype=torch.float64)
     kernels.head(head, found, bias, y, full, case.lanes(kernels), torch.zeros_like(bias), total, False)
     for k in range(K):
         leaf = (logits[k] + bias[k]).requires_grad_()
@@ -192,7 +192,7 @@ def test_the_heads_gradient_is_that_of_torchs_loss(head: Head) -> None:
         loss = batch_loss(head, leaf, y[k], float(case.lane_real[2, k]), weights)
         loss.backward()  # type: ignore[no-untyped-call]
         assert leaf.grad is not None
-        assert torch.allclose(found[k], leaf.grad, rtol=0, atol=1e-14)
+        assert torch.allclose(found[k].T, leaf.grad, rtol=0, atol=1e-14)
         assert total[k].item() / count == pytest.approx(loss.item(), abs=1e-12)
 
 
@@ -250,6 +250,24 @@ def test_gather(dtype: torch.dtype, compiled: Compiled) -> None:
             rows = order[k, start : start + count]
             assert torch.equal(x_out[k, :count], x[rows])
             assert torch.equal(y_out[k, :count], y[rows])
+
+
+@COMPILED
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gather_of_rows_that_lanes_share(dtype: torch.dtype, compiled: Compiled) -> None:
+    case = Case(dtype, compiled.device)
+    case.whole[:] = case.whole[:, :1]
+    start, count, _ = case.whole[:, 0].tolist()
+    assert count > 1
+    x, y = case.random(N, D), torch.arange(N, device=case.device)
+    order = torch.randperm(N, generator=case.generator).to(case.device).expand(K, N).contiguous()
+    for kernels in (ReferenceKernels(), compiled.kernels):
+        x_out, y_out = x.new_zeros(1, B, D), y.new_zeros(K, B)
+        handle = kernels.handle
+        kernels.gather(handle(x), handle(y), handle(order), case.step(kernels), handle(x_out), handle(y_out))
+        rows = order[0, start : start + count]
+        assert torch.equal(x_out[0, :count], x[rows])
+        assert torch.equal(y_out[:, :count], y[rows].expand(K, count))
 
 
 @COMPILED

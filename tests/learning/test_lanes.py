@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.learning.packs import TOLERANCE, VIEWS, distance_from_plain, lane_of, make_config, make_data, mixed_configs
-from tuner.learning.epoch_plan import micro_steps
+from tuner.learning.epoch_plan import EpochPlan, micro_steps
 from tuner.learning.kernels.cpu import CpuKernels
-from tuner.learning.kernels.interface import Kernels
+from tuner.learning.kernels.interface import Kernels, Whole
 from tuner.learning.kernels.reference import ReferenceKernels
 from tuner.learning.lanes import Lane, Pack
-from tuner.learning.schedules import batches
+from tuner.learning.schedules import batches, in_step, micro_batch
 from tuner.trial import Activation, Optimizer, Schedule, Task
 
 KERNELS = [ReferenceKernels(), CpuKernels()]
@@ -85,6 +85,99 @@ def test_random_mixed_packs_equal_plain(draw: st.DataObject, task: Task, kernels
     configs = draw.draw(mixed_configs(task))
     lanes = [lane_of(config, number) for number, config in enumerate(configs)]
     assert distance_from_plain(Pack(lanes, data, kernels), lanes, data) < TOLERANCE
+
+
+# Lanes whose larger batches are made of whole micro-steps, so that all of them read the same rows at the same time.
+IN_STEP = [{**lane, "batch_size": batch} for lane, batch in zip(MIXED, (8, 16, 64, 500), strict=True)]
+
+
+def sharing_lanes(changes: dict[str, object] | None = None) -> list[Lane]:
+    configs = [make_config(**{**lane, **(changes or {})}) for lane in IN_STEP]
+    return [lane_of(config, number, order_key=5) for number, config in enumerate(configs)]
+
+
+@pytest.mark.parametrize("graphed", [False, True], ids=["eager", "fixed buffers"])
+@pytest.mark.parametrize("kernels", KERNELS, ids=["reference", "cpu"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"norm": "layer"}, {"norm": "batch", "batch_size": 16}, {"clip_norm": 0.1}, {"optimizer": "sgd"}]
+)
+def test_lanes_that_share_their_batches_equal_plain(
+    changes: dict[str, object], kernels: Kernels, graphed: bool
+) -> None:
+    data, lanes = make_data(), sharing_lanes(changes)
+    pack = Pack(lanes, data, kernels, graphed=graphed)
+    assert distance_from_plain(pack, lanes, data) < TOLERANCE
+    assert pack.shared
+
+
+@settings(max_examples=20)
+@given(draw=st.data(), task=st.sampled_from(get_args(Task)), kernels=st.sampled_from(KERNELS))
+def test_random_packs_of_one_order_equal_plain(draw: st.DataObject, task: Task, kernels: Kernels) -> None:
+    data = make_data(task)
+    configs = [replace(c, batch_size=4 << c.batch_size % 5) for c in draw.draw(mixed_configs(task))]
+    if configs[0].norm == "batch":
+        configs = [replace(c, batch_size=configs[0].batch_size) for c in configs]
+    lanes = [lane_of(config, number, order_key=9) for number, config in enumerate(configs)]
+    pack = Pack(lanes, data, kernels)
+    assert distance_from_plain(pack, lanes, data) < TOLERANCE
+    assert pack.shared == (len(lanes) > 1 and not any(c.input_dropout for c in configs))
+
+
+def test_lanes_share_batches_at_the_same_epoch_only() -> None:
+    data, lanes = make_data(), sharing_lanes()
+    ahead, together = Pack(lanes[:1], data), Pack(lanes, data)
+    ahead.train_epoch([1])
+    together.restore(0, ahead.export(0))
+    alone = Pack(lanes[1:2], data)
+    for epoch in (1, 2):
+        together.train_epoch([epoch + 1, epoch, epoch, epoch])
+        assert not together.shared
+        ahead.train_epoch([epoch + 1])
+        alone.train_epoch([epoch])
+    for i, other in ((0, ahead), (1, alone)):
+        assert np.abs(together.export(i)["theta"] - other.export(0)["theta"]).max() < TOLERANCE
+    together.train_epoch([3] * 4)
+    assert together.shared
+
+
+@pytest.mark.parametrize(
+    "case", ["other orders", "a batch of odd size", "dropped inputs", "other rows", "rows in chunks", "one lane"]
+)
+def test_lanes_that_read_other_rows_share_none(case: str) -> None:
+    data = make_data(views=VIEWS[:2] if case == "other rows" else VIEWS[:1], budget=0 if "chunks" in case else None)
+    lanes = sharing_lanes()
+    if case == "other orders":
+        lanes[0] = replace(lanes[0], order_key=6)
+    elif case == "a batch of odd size":
+        lanes[2] = replace(lanes[2], config=replace(lanes[2].config, batch_size=17))
+    elif case == "dropped inputs":
+        lanes[1] = replace(lanes[1], config=replace(lanes[1].config, input_dropout=0.1))
+    elif case == "other rows":
+        lanes[1] = replace(lanes[1], fold=1)
+    elif case == "one lane":
+        lanes = lanes[:1]
+    pack = Pack(lanes, data)
+    if case == "rows in chunks":
+        pack.train_epoch([1] * 4)
+    else:
+        assert distance_from_plain(pack, lanes, data) < TOLERANCE
+    assert not pack.shared
+
+
+def test_negative_control_lanes_out_of_step_that_share_batches_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, lanes = make_data(), sharing_lanes()
+    lanes[2] = replace(lanes[2], config=replace(lanes[2].config, batch_size=17))
+    monkeypatch.setattr("tuner.learning.lanes.in_step", lambda *_: True)
+    assert distance_from_plain(Pack(lanes, data), lanes, data) > 1000 * TOLERANCE
+
+
+@given(st.integers(1, 90), st.lists(st.integers(1, 100), min_size=1, max_size=4), st.booleans())
+def test_in_step_is_what_the_plan_says(n: int, sizes: list[int], batch_norm: bool) -> None:
+    norm = "batch" if batch_norm and len(set(sizes)) == 1 else "none"
+    configs, rows = [make_config(batch_size=size, norm=norm) for size in sizes], [n] * len(sizes)
+    whole = EpochPlan(configs, rows, micro_batch(configs, rows)).whole_rows
+    same = bool((whole[:, : Whole.STEPS] == whole[:, : Whole.STEPS, :1]).all())
+    assert in_step(configs, rows) == same
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from tests.learning.packs import lane_of, make_config, make_data
 from tuner.learning import packing
 from tuner.learning.machine import CPU, GPU
-from tuner.learning.packing import bytes_of, halved, pack_seconds, plan_packs
-from tuner.learning.trainer import LaneTask
-from tuner.trial import TrialConfig
+from tuner.learning.packing import bytes_of, halved, pack_seconds, plan_packs, seconds_of
+from tuner.learning.progress import Progress
+from tuner.learning.trainer import LaneState, LaneTask
+from tuner.trial import Scaling, TrialConfig
 
 DATA = make_data(n=1078, features=64, classes=10, dtype=torch.float32)
 LARGE = 2**40  # bytes
@@ -76,6 +77,42 @@ def test_alike_lanes_go_together_and_unlike_ones_do_not_on_a_cpu() -> None:
     narrow, wide = make_config(width=16), make_config(width=160)
     packs = plan_packs(tasks_of([narrow, wide, narrow, wide]), DATA, LARGE)
     assert sorted(sorted(task.lane.config.width for task in pack) for pack in packs) == [[16, 16], [160, 160]]
+
+
+def test_scalings_go_apart_where_a_shared_copy_of_the_rows_is_worth_it() -> None:
+    # Many features and few units: to copy rows is much of the work.
+    views: tuple[tuple[Scaling, int], ...] = (("standard", 0), ("robust", 0))
+    data = make_data(n=1078, features=2000, classes=10, dtype=torch.float32, views=views)
+
+    def packs(order_key: int | None) -> list[set[str]]:
+        drawn = [make_config(width=16, batch_size=64, scaling=("standard", "robust")[n % 2]) for n in range(16)]
+        tasks = [
+            LaneTask(lane=lane_of(config, n, order_key=order_key), target_epochs=1) for n, config in enumerate(drawn)
+        ]
+        return [{task.lane.config.scaling for task in pack} for pack in plan_packs(tasks, data, LARGE)]
+
+    assert all(len(scalings) == 1 for scalings in packs(order_key=7))
+    assert all(len(scalings) == 2 for scalings in packs(order_key=None))
+
+
+def test_shared_rows_are_cheaper_only_where_lanes_share_them() -> None:
+    data = make_data(n=1078, features=784, classes=10, dtype=torch.float32)
+
+    def estimate(*epochs: int, order_key: int | None = 7, batch_size: int = 64) -> float:
+        states = [LaneState(progress=Progress(epoch=epoch), arrays={}) if epoch else None for epoch in epochs]
+        configs = [make_config(width=16, batch_size=size) for size in (32, *[batch_size] * (len(epochs) - 1))]
+        return seconds_of(
+            [
+                LaneTask(lane=lane_of(config, n, order_key=order_key), target_epochs=9, state=state)
+                for n, (config, state) in enumerate(zip(configs, states, strict=True))
+            ],
+            data,
+        )
+
+    assert estimate(0, 0, 0) < estimate(0, 0, 0, order_key=None)
+    assert estimate(3, 3, 3) == estimate(0, 0, 0)
+    assert estimate(3, 0, 0) == estimate(0, 0, 0, order_key=None)
+    assert estimate(0, 0, batch_size=48) == estimate(0, 0, batch_size=48, order_key=None)
 
 
 def test_a_gpu_takes_them_all_at_once() -> None:

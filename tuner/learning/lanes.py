@@ -11,14 +11,15 @@ How lanes differ inside one pack:
 - batch size: micro-steps of the smallest batch. A lane with a larger batch adds up gradients over several micro-steps
   and its optimizer steps on its own cadence.
 - rows: lanes may train on different views of the table (its features scaled otherwise, its rows split into folds). The
-  rows of all views lie in one tensor, and a lane's order points into its own view's.
+  rows of all views lie in one tensor, and a lane's order points into its own view's. Where all lanes visit the same
+  rows in the same micro-steps, as the trials of a study at the same epoch do, a batch is copied once for all of them.
 - learning rate, weight decay, dropout, momentum, schedule, smoothing, clipping, averaging: numbers of each lane, read
   by the kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +38,8 @@ from tuner.learning.metrics import balanced_weights, head_of, row_loss, score
 from tuner.learning.parameters import Arrays, Parameters
 from tuner.learning.products import Products
 from tuner.learning.progress import EpochInterruptedError
-from tuner.learning.randomness import Purpose, dropout_threshold, epoch_order, words
-from tuner.learning.schedules import batches, micro_batch
+from tuner.learning.randomness import Purpose, dropout_threshold, epoch_order, lane_key, words
+from tuner.learning.schedules import batches, in_step, micro_batch
 from tuner.learning.step_graph import StepGraph
 from tuner.learning.stream import RowStream
 from tuner.spec import Metric
@@ -49,13 +50,45 @@ from tuner.trial import Scaling, TrialConfig
 class Lane:
     """One network in a pack: its trial's number, its configuration, the key of its random streams, and its fold.
 
-    It trains on the view (``config.scaling``, ``fold``).
+    It trains on the view (``config.scaling``, ``fold``), in the order that ``order_key`` gives; None: its own key.
     """
 
     number: int
     config: TrialConfig
     key: int
     fold: int = 0
+    order_key: int | None = None
+
+    @property
+    def ordered_by(self) -> int:
+        """The key that its data order is drawn from."""
+        return self.key if self.order_key is None else self.order_key
+
+
+def trial_lane(seed: int, number: int, config: TrialConfig) -> Lane:
+    """The lane of a study's trial: weights and masks of its own, and the data order of the study's seed.
+
+    That all trials of a study see the rows in the same order makes them comparable, and their batches one copy.
+    """
+    return Lane(number=number, config=config, key=lane_key(seed, number), order_key=lane_key(seed))
+
+
+Reading = tuple[Hashable, ...]
+
+
+def reading(lane: Lane, data: DeviceData) -> Reading | None:
+    """Which rows a lane reads in an epoch, and in which order; None where it needs a copy of its own."""
+    if lane.config.input_dropout > 0 or data.streamed:
+        return None
+    return lane.ordered_by, lane.config.scaling, lane.fold
+
+
+def may_share(read: Sequence[Reading | None], configs: Sequence[TrialConfig], rows: Sequence[int]) -> bool:
+    """Whether lanes that read these can do with one copy of each batch: they read the same in every micro-step.
+
+    rows: each lane's training rows.
+    """
+    return len(read) > 1 and read[0] is not None and len(set(read)) == 1 and in_step(configs, rows)
 
 
 class Pack:
@@ -91,6 +124,7 @@ class Pack:
         )
         self.head = head_of(first.loss, data.task)
         self.keys = np.array([lane.key for lane in self.lanes], dtype=np.uint64)
+        self._order_keys = np.array([lane.ordered_by for lane in self.lanes], dtype=np.uint64)
         self.layout = Layout(self.configs, data.n_features, data.n_outputs)
         self.K, self.L, self.H = self.layout.K, self.layout.L, self.layout.H
         self.views = [data.view(lane.config.scaling, lane.fold) for lane in self.lanes]
@@ -108,9 +142,8 @@ class Pack:
         self._allocate_rows()
         self.products = Products(first.precision)
         self.interrupted: Callable[[], bool] = lambda: False  # asked before each micro-step
-        self._step_graph: StepGraph | None = None
-        if data.device.type == "cuda" if graphed is None else graphed:
-            self._step_graph = StepGraph(len(self.plan), self.K, self.kernels, data.device, data.dtype)
+        self._graphed = data.device.type == "cuda" if graphed is None else graphed
+        self._step_graphs: dict[bool, StepGraph] = {}  # of batches that lanes share, and of those that they do not
 
     # ---- buffers ----
 
@@ -128,6 +161,10 @@ class Pack:
         self.W, self.b = layout.views(self.theta, "weight"), layout.views(self.theta, "bias")
         self.gW, self.gb = layout.views(self.gradient, "weight"), layout.views(self.gradient, "bias")
         self.judged = {name: layout.views(self.mean, name) for name in ("weight", "bias", "gain", "shift")}
+        # The head's as they lie in memory: (K, C, H).
+        self.head_W, self.head_gW, self.judged_head_W = (
+            weights[0].transpose(1, 2) for weights in (self.W, self.gW, self.judged["weight"])
+        )
         self.gain, self.shift = layout.views(self.theta, "gain"), layout.views(self.theta, "shift")
         self.g_gain, self.g_shift = layout.views(self.gradient, "gain"), layout.views(self.gradient, "shift")
         self.coefficients = torch.ones(self.K, device=self.data.device, dtype=self.data.dtype)
@@ -150,13 +187,14 @@ class Pack:
         self.a = [self.x, *(torch.zeros(count, B, H, device=device, dtype=dtype) for count in counts[1:])]
         self.z = [torch.zeros_like(a) for a in self.a[1:]]
         self.da = [torch.zeros_like(a) for a in self.a[1:]]
-        self.out = torch.zeros(K, B, C, device=device, dtype=dtype)
+        self.out = torch.zeros(K, C, B, device=device, dtype=dtype)
         self.loss = torch.zeros(K, device=device, dtype=torch.float64 if has_float64(device) else dtype)
         # Lanes whose last hidden layer is l are the run counts[l+1]..counts[l].
         bounds = [*counts[1:], 0]
         runs = [(layer + 1, bounds[layer + 1], bounds[layer]) for layer in range(self.L)]
         self.heads = [(layer, first, last) for layer, first, last in runs if last > first]
         self._h_x, self._h_y = handle(self.x), handle(self.y)
+        self._h_shared_x = handle(self.x[:1])
         self._h_words = [handle(self.words[layer]) for layer in range(self.L + 1)]
         self._h_a = [handle(a) for a in self.a]
         self._h_z, self._h_da = [handle(z) for z in self.z], [handle(d) for d in self.da]
@@ -170,6 +208,13 @@ class Pack:
         self._stream = RowStream(data, self.B, self.plan.whole_rows) if data.streamed else None
         x, y = (self._stream.x, self._stream.y) if self._stream else (data.x_train, data.y_train)
         self._h_rows = handle(x), handle(y), handle(self._stream.order if self._stream else self.order)
+        self._may_share = may_share([reading(lane, data) for lane in self.lanes], self.configs, self.rows)
+        self._share(False)
+
+    def _share(self, shared: bool) -> None:
+        """Let the lanes read one copy of each batch from now on, or each its own."""
+        self.shared = shared
+        self.a[0] = self.x[:1].expand(self.K, -1, -1) if shared else self.x
 
     def _describe_lanes(self) -> None:
         whole = np.zeros((len(LaneWhole), self.K), dtype=np.int64)
@@ -211,12 +256,13 @@ class Pack:
             inside[k] = epochs[given]
         ahead, self._ahead = self._ahead, None
         real_rows = ahead[1] if ahead is not None and np.array_equal(ahead[0], inside) else self.plan.real_rows(inside)
+        self._share(self._may_share and bool((inside == inside[0]).all()))
         self._draw(inside)
         self.loss.zero_()
         whole, real = torch.from_numpy(self.plan.whole_rows), torch.from_numpy(real_rows)
         with self.products.scope():
-            if self._step_graph is not None:
-                self._step_graph.run(self._train_step, whole, real, self._feed)
+            if self._graphed:
+                self._step_graph().run(self._train_step, whole, real, self._feed)
                 # The device is busy from here on: prepare what the next epoch most likely needs.
                 self._ahead = inside + 1, self.plan.real_rows(inside + 1)
             else:
@@ -224,6 +270,13 @@ class Pack:
             if self.norm == "batch" and self.averages:
                 self._refresh_statistics()
         return self._in_given_order(self.loss.cpu().numpy() / self.plan.visited)
+
+    def _step_graph(self) -> StepGraph:
+        """The graph of this epoch's micro-steps."""
+        if self.shared not in self._step_graphs:
+            device, dtype = self.data.device, self.data.dtype
+            self._step_graphs[self.shared] = StepGraph(len(self.plan), self.K, self.kernels, device, dtype)
+        return self._step_graphs[self.shared]
 
     def _run_steps(self, whole: Tensor, real: Tensor) -> None:
         whole_rows, real_rows = self.kernels.handle(whole), self.kernels.handle(real)
@@ -243,8 +296,12 @@ class Pack:
             # Of the CPU's own this is the memory itself; others get a copy of what the host draws.
             drawn_here = self.order.cpu()
             order = drawn_here.numpy()
+            drawn: dict[tuple[int, int, int], npt.NDArray[np.int64]] = {}  # once for all lanes that visit rows alike
             for k, (n, view) in enumerate(zip(self.rows, self.views, strict=True)):
-                np.add(epoch_order(int(self.keys[k]), int(epochs[k]), n), view.first_train, out=order[k, :n])
+                of = int(self._order_keys[k]), int(epochs[k]), n
+                if of not in drawn:
+                    drawn[of] = epoch_order(*of)
+                np.add(drawn[of], view.first_train, out=order[k, :n])
             self.order.copy_(drawn_here)
             if self._stream is not None:
                 self._stream.begin(order)
@@ -252,19 +309,22 @@ class Pack:
             for n in set(self.rows):
                 lanes = np.flatnonzero(np.array(self.rows) == n)
                 first = torch.tensor([self.views[k].first_train for k in lanes], device=self.data.device)
-                drawn_order = draws.orders(self.keys[lanes], epochs[lanes], n, self.data.device)
+                alike = np.stack([self._order_keys[lanes], epochs[lanes].astype(np.uint64)])
+                unlike, places = np.unique(alike, axis=1, return_inverse=True)
+                orders = draws.orders(unlike[0], unlike[1].astype(np.int64), n, self.data.device)
+                drawn_order = orders[torch.from_numpy(places.reshape(-1)).to(self.data.device)]
                 self.order[torch.from_numpy(lanes), :n] = drawn_order + first[:, None]
-        drawn = np.stack([words(self.keys, Purpose.DROPOUT, epochs, layer) for layer in range(self.L + 1)])
-        self.words.copy_(torch.from_numpy(drawn.astype(np.int64)))
+        masks = np.stack([words(self.keys, Purpose.DROPOUT, epochs, layer) for layer in range(self.L + 1)])
+        self.words.copy_(torch.from_numpy(masks.astype(np.int64)))
 
     def _train_step(self, step: Step, whole: Tensor) -> None:
         kernels, products, counts, accumulate = self.kernels, self.products, self.layout.counts, self.accumulate
-        kernels.gather(*self._h_rows, step, self._h_x, self._h_y)
+        kernels.gather(*self._h_rows, step, self._h_shared_x if self.shared else self._h_x, self._h_y)
         if self.drops_inputs:
             kernels.drop_inputs(self._h_x, self._h_words[0], step, self.lane_numbers)
         saved = [self._forward_layer(layer, step, whole) for layer in range(1, self.L + 1)]
         for layer, first, last in self.heads:
-            products.set(self.out[first:last], self.a[layer][first:last], self.W[0][first:last])
+            products.set(self.out[first:last], self.head_W[first:last], self.a[layer][first:last].transpose(1, 2))
         kernels.head(
             self.head,
             self._h_out,
@@ -278,8 +338,8 @@ class Pack:
         )
         for layer, first, last in self.heads:
             out, a = self.out[first:last], self.a[layer][first:last]
-            products.add(self.gW[0][first:last], a.transpose(1, 2), out, keep=accumulate)
-            products.set(self.da[layer - 1][first:last], out, self.W[0][first:last].transpose(1, 2))
+            products.add(self.head_gW[first:last], out, a, keep=accumulate)
+            products.set(self.da[layer - 1][first:last], out.transpose(1, 2), self.head_W[first:last])
         for layer in range(self.L, 0, -1):
             count, da = counts[layer], self.da[layer - 1]
             through = self.residual and layer > 1
@@ -430,7 +490,7 @@ class Pack:
     def _infer(self, x: Tensor) -> Tensor:
         """x (K, n, D) -> (K, n, C)."""
         handle, judged = self.kernels.handle, self.judged
-        out = torch.empty(self.K, x.shape[1], self.layout.C, device=x.device, dtype=x.dtype)
+        out = torch.empty(self.K, self.layout.C, x.shape[1], device=x.device, dtype=x.dtype)
         below = x
         heads = {layer: (first, last) for layer, first, last in self.heads}
         for layer in range(1, self.L + 1):
@@ -451,10 +511,10 @@ class Pack:
                 a = self._activate(layer, normalised, below)
             if layer in heads:
                 first, last = heads[layer]
-                self.products.set(out[first:last], a[first:last], judged["weight"][0][first:last])
-                out[first:last] += judged["bias"][0][first:last, None, :]
+                self.products.set(out[first:last], self.judged_head_W[first:last], a[first:last].transpose(1, 2))
+                out[first:last] += judged["bias"][0][first:last, :, None]
             below = a
-        return out
+        return out.transpose(1, 2)
 
     @torch.no_grad()
     def validate(self, metric: Metric, part: Part = "val") -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -4,6 +4,9 @@ Shapes: ``K`` lanes, deepest first; ``K_l`` of them have hidden layer l; ``D`` f
 widest lane; ``C`` outputs. A flat buffer is a row of blocks; block i holds ``lanes[i]`` equal pieces, lane by lane.
 For each layer, the head first as layer 0: weights ``(K_l, in, out)``, biases ``(K_l, out)``, and gains and shifts
 ``(K_l, out)`` of hidden layers that are normalised. What a lane does not use of its pieces is padding, and zero.
+
+The head's weights lie in memory as ``(K, out, in)``: matrix kernels take three times as long over products whose rows
+are as short as the head's C outputs.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ Vector = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """``lanes`` pieces of ``rows * columns`` numbers from ``offset`` on; vectors have one row."""
+    """``lanes`` pieces of ``rows * columns`` numbers from ``offset`` on; vectors have one row.
+
+    transposed: they lie in memory column by column.
+    """
 
     layer: int
     name: str  # weight, bias, gain, shift
@@ -36,6 +42,7 @@ class Block:
     columns: int
     lanes: int
     decays: bool
+    transposed: bool
 
     @property
     def size(self) -> int:
@@ -44,12 +51,14 @@ class Block:
     def view(self, flat: Tensor) -> Tensor:
         """(lanes, rows, columns) of a weight, (lanes, columns) of a vector."""
         whole = flat[self.offset : self.offset + self.lanes * self.size]
+        if self.transposed:
+            return whole.view(self.lanes, self.columns, self.rows).transpose(1, 2)
         return whole.view(self.lanes, self.rows, self.columns) if self.name == "weight" else whole.view(self.lanes, -1)
 
     def piece(self, flat: Tensor, lane: int) -> Tensor:
         """(rows, columns) of one lane."""
-        first = self.offset + lane * self.size
-        return flat[first : first + self.size].view(self.rows, self.columns)
+        own = flat[self.offset + lane * self.size :][: self.size]
+        return own.view(self.columns, self.rows).T if self.transposed else own.view(self.rows, self.columns)
 
 
 class Layout:
@@ -73,6 +82,7 @@ class Layout:
                     columns=columns,
                     lanes=lanes,
                     decays=name == "weight" or configs[0].decay_biases,
+                    transposed=layer == 0 and name == "weight",
                 )
                 self.blocks.append(block)
                 self.size += block.lanes * block.size

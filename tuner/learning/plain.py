@@ -20,11 +20,18 @@ from tuner.trial import TrialConfig
 
 
 def train_alone(
-    model: MLP, config: TrialConfig, data: DeviceData, key: int, metric: Metric, kept: MLP | None = None, fold: int = 0
+    model: MLP,
+    config: TrialConfig,
+    data: DeviceData,
+    order_key: int,
+    metric: Metric,
+    kept: MLP | None = None,
+    fold: int = 0,
 ) -> Iterator[EpochResult]:
     """Train ``model`` in place on its view, an epoch an iteration, for as long as the caller asks for the next one.
 
-    ``kept``, a model of the same form, gets the weights that the trial is judged by: the model's own, or their average.
+    order_key: of its data order. ``kept``, a model of the same form, gets the weights that the trial is judged by: the
+    model's own, or their average.
     """
     kept = kept or copy.deepcopy(model)
     head = head_of(config.loss, data.task)
@@ -38,7 +45,7 @@ def train_alone(
     plan = batches(n, config)
     step = 0
     for epoch in range(1, config.max_epochs + 1):
-        order = torch.from_numpy(epoch_order(key, epoch, n)).to(data.device)
+        order = torch.from_numpy(epoch_order(order_key, epoch, n)).to(data.device)
         rates = averaging_rate(config, epoch, len(plan))
         train_loss = 0.0
         model.train()

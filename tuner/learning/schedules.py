@@ -37,6 +37,16 @@ def micro_batch(configs: Sequence[TrialConfig], rows: Sequence[int]) -> int:
     return max(sizes) if whole else min(sizes)
 
 
+def in_step(configs: Sequence[TrialConfig], rows: Sequence[int]) -> bool:
+    """Whether all lanes of a pack read the same positions of their orders in every micro-step.
+
+    They do where each batch is made of whole micro-steps, but for an epoch's last rows.
+    """
+    n, B = rows[0], micro_batch(configs, rows)
+    sizes = {min(config.batch_size, n) for config in configs}
+    return set(rows) == {n} and all(size % B == 0 or size == n for size in sizes)
+
+
 def micro_steps_of(configs: Sequence[TrialConfig], rows: Sequence[int]) -> int:
     """S: how many micro-steps an epoch of a pack has, those of its slowest lane."""
     B = micro_batch(configs, rows)

@@ -82,8 +82,16 @@ class LaneTask:
     @property
     def lanes(self) -> list[Lane]:
         """The lane of each fold."""
-        first, key = self.lane.fold, self.lane.key
-        return [replace(self.lane, fold=first + fold, key=fold_key(key, fold)) for fold in range(self.folds)]
+        lane = self.lane
+        return [
+            replace(
+                lane,
+                fold=lane.fold + fold,
+                key=fold_key(lane.key, fold),
+                order_key=None if lane.order_key is None else fold_key(lane.order_key, fold),
+            )
+            for fold in range(self.folds)
+        ]
 
 
 class PackTrainer:

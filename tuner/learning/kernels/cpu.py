@@ -66,14 +66,15 @@ def _row_bits(position, a):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _gather(x, y, order, whole, x_out, y_out):  # type: ignore[no-untyped-def]
-    for k in range(x_out.shape[0]):
+    for k in range(y_out.shape[0]):
         start = whole[_START, k]
         for r in range(whole[_COUNT, k]):
             row = order[k, start + r]
-            # A loop is one copy of memory to the compiler; assigning slices makes numba look for overlaps first.
-            for d in range(x.shape[1]):
-                x_out[k, r, d] = x[row, d]
             y_out[k, r] = y[row]
+            if k < x_out.shape[0]:
+                # A loop is one copy of memory to the compiler; assigning slices makes numba look for overlaps first.
+                for d in range(x.shape[1]):
+                    x_out[k, r, d] = x[row, d]
 
 
 @_compiled
@@ -184,7 +185,7 @@ def _hidden_backward(da, derivative, bias_gradient, accumulate):  # type: ignore
 
 @_compiled
 def _head_cross_entropy(outputs, bias, y, whole, real, class_weights, bias_gradient, loss, accumulate, lane_real):  # type: ignore[no-untyped-def]
-    K, _, C = outputs.shape
+    K, C, _ = outputs.shape
     for k in range(K):
         weight, smoothing = real[_WEIGHT, k], lane_real[_SMOOTHING, k]
         off = smoothing / outputs.dtype.type(C)
@@ -193,7 +194,7 @@ def _head_cross_entropy(outputs, bias, y, whole, real, class_weights, bias_gradi
         if not accumulate:
             bias_gradient[k, :] = 0
         for r in range(count):
-            row = outputs[k, r]
+            row = outputs[k, :, r]
             top = row[0] + bias[k, 0]
             for c in range(C):
                 row[c] += bias[k, c]
@@ -221,12 +222,12 @@ def _head_cross_entropy(outputs, bias, y, whole, real, class_weights, bias_gradi
                 g *= scale
                 row[c] = g
                 bias_gradient[k, c] += g
-        outputs[k, count:, :] = 0
+        outputs[k, :, count:] = 0
 
 
 @_compiled
 def _head_square_of_classes(outputs, bias, y, whole, real, class_weights, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
-    K, _, C = outputs.shape
+    K, C, _ = outputs.shape
     number = outputs.dtype.type
     for k in range(K):
         scale = number(2) * real[_WEIGHT, k] / number(C)
@@ -237,18 +238,18 @@ def _head_square_of_classes(outputs, bias, y, whole, real, class_weights, bias_g
             total = number(0)
             class_weight = class_weights[k, y[k, r]]
             for c in range(C):
-                difference = outputs[k, r, c] + bias[k, c] - (number(1) if c == y[k, r] else number(0))
+                difference = outputs[k, c, r] + bias[k, c] - (number(1) if c == y[k, r] else number(0))
                 total += difference * difference
                 g = difference * scale * class_weight
-                outputs[k, r, c] = g
+                outputs[k, c, r] = g
                 bias_gradient[k, c] += g
             loss[k] += class_weight * total / number(C)
-        outputs[k, count:, :] = 0
+        outputs[k, :, count:] = 0
 
 
 @_compiled
 def _head_hinge(outputs, bias, y, whole, real, class_weights, bias_gradient, loss, accumulate):  # type: ignore[no-untyped-def]
-    K, _, C = outputs.shape
+    K, C, _ = outputs.shape
     number = outputs.dtype.type
     for k in range(K):
         count = whole[_COUNT, k]
@@ -258,21 +259,21 @@ def _head_hinge(outputs, bias, y, whole, real, class_weights, bias_gradient, los
             label = y[k, r]
             class_weight = class_weights[k, label]
             scale = real[_WEIGHT, k] * class_weight / number(C)
-            limit = outputs[k, r, label] + bias[k, label] - number(1)
+            limit = outputs[k, label, r] + bias[k, label] - number(1)
             total, broken = number(0), number(0)
             for c in range(C):
-                margin = outputs[k, r, c] + bias[k, c] - limit
+                margin = outputs[k, c, r] + bias[k, c] - limit
                 g = number(0)
                 if c != label and not margin <= 0:
                     total += margin
                     broken += number(1)
                     g = scale
-                outputs[k, r, c] = g
+                outputs[k, c, r] = g
                 bias_gradient[k, c] += g
-            outputs[k, r, label] = -broken * scale
+            outputs[k, label, r] = -broken * scale
             bias_gradient[k, label] -= broken * scale
             loss[k] += class_weight * total / number(C)
-        outputs[k, count:, :] = 0
+        outputs[k, :, count:] = 0
 
 
 @_compiled
@@ -283,12 +284,12 @@ def _head_square(outputs, bias, y, whole, real, _, bias_gradient, loss, accumula
         if not accumulate:
             bias_gradient[k, :] = 0
         for r in range(count):
-            difference = outputs[k, r, 0] + bias[k, 0] - y[k, r]
+            difference = outputs[k, 0, r] + bias[k, 0] - y[k, r]
             loss[k] += difference * difference
             g = difference * scale
-            outputs[k, r, 0] = g
+            outputs[k, 0, r] = g
             bias_gradient[k, 0] += g
-        outputs[k, count:, :] = 0
+        outputs[k, :, count:] = 0
 
 
 @_compiled

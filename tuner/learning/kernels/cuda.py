@@ -88,6 +88,14 @@ def _gather(x, y, order, whole, x_out, y_out, K, B, D, n, ROWS: tl.constexpr, CO
 
 
 @triton.jit(do_not_specialize=_PLAIN)
+def _gather_targets(y, order, whole, y_out, K, B, n, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    k, r, _ = _place(B, ROWS, COLUMNS)
+    live = r < tl.load(whole + _COUNT * K + k)
+    row = tl.load(order + k * n + tl.load(whole + _START * K + k) + r, mask=live, other=0)
+    tl.store(y_out + k * B + r, tl.load(y + row, mask=live, other=0), mask=live)
+
+
+@triton.jit(do_not_specialize=_PLAIN)
 def _drop_inputs(x, words, whole, lane_whole, lane_real, K, B, D, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     k, r, d = _place(B, ROWS, COLUMNS)
     threshold = tl.load(lane_whole + _INPUT_THRESHOLD * K + k)
@@ -241,7 +249,7 @@ def _head(
     for first in range(0, B, ROWS):
         r = first + tl.arange(0, ROWS)
         live = r < count
-        at = outputs + (k * B + r)[:, None] * C + c[None, :]
+        at = outputs + k * C * B + c[None, :] * B + r[:, None]
         used = live[:, None] & known[None, :]
         o = tl.load(at, mask=used, other=0.0) + b[None, :]
         target = tl.load(y + k * B + r, mask=live, other=0)
@@ -441,8 +449,10 @@ class CudaKernels:
         return tensor
 
     def gather(self, x: Tensor, y: Tensor, order: Tensor, step: Step, x_out: Tensor, y_out: Tensor) -> None:
-        K, B, D = x_out.shape
-        self._by_tiles(_gather, (K, B, D), x, y, order, step.whole, x_out, y_out, K, B, D, order.shape[1])
+        K, (copies, B, D), n = len(y_out), x_out.shape, order.shape[1]
+        self._by_tiles(_gather, (copies, B, D), x, y, order, step.whole, x_out, y_out, K, B, D, n)
+        if copies < K:
+            self._by_tiles(_gather_targets, (K, B, 1), y, order, step.whole, y_out, K, B, n)
 
     def drop_inputs(self, x: Tensor, words: Tensor, step: Step, lanes: Lanes) -> None:
         K, B, D = x.shape
@@ -478,7 +488,7 @@ class CudaKernels:
         loss: Tensor,
         accumulate: bool,
     ) -> None:
-        K, B, C = outputs.shape
+        K, C, B = outputs.shape
         classes = triton.next_power_of_2(C)
         rows, _ = _tile(B, classes, classes)
         numbers = (step.whole, step.real, lanes.real, lanes.class_weights)

@@ -91,7 +91,8 @@ class Kernels(Protocol):
     def gather(self, x: Handle, y: Handle, order: Handle, step: Step, x_out: Handle, y_out: Handle) -> None:
         """Rows of this micro-step: x (n, D), y (n,), order (K, n) -> x_out (K, B, D), y_out (K, B).
 
-        What lies beyond a lane's row count is left as any finite numbers.
+        Where all lanes have the same rows x_out may be (1, B, D), and gets the first lane's. What lies beyond a lane's
+        row count is left as any finite numbers.
         """
         ...
 
@@ -128,7 +129,7 @@ class Kernels(Protocol):
         loss: Handle,
         accumulate: bool,
     ) -> None:
-        """outputs (K, B, C) before the bias become the gradient of each lane's mean batch loss by the outputs.
+        """outputs (K, C, B) before the bias become the gradient of each lane's mean batch loss by the outputs.
 
         Each row's loss is multiplied by its class's weight. Rows beyond a lane's count get zero. loss (K,), float64
         where the device has it, grows by the sum of the rows' losses.

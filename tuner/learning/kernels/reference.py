@@ -41,11 +41,11 @@ class ReferenceKernels:
         return tensor
 
     def gather(self, x: Tensor, y: Tensor, order: Tensor, step: Step, x_out: Tensor, y_out: Tensor) -> None:
-        K, B, D = x_out.shape
+        copies, B, D = x_out.shape
         position = step.whole[Whole.START][:, None] + torch.arange(B, device=x.device)
-        rows = order.gather(1, position.clamp_(max=order.shape[1] - 1)).view(-1)
-        torch.index_select(x, 0, rows, out=x_out.view(K * B, D))
-        torch.index_select(y, 0, rows, out=y_out.view(K * B))
+        rows = order.gather(1, position.clamp_(max=order.shape[1] - 1))
+        torch.index_select(x, 0, rows[:copies].reshape(-1), out=x_out.view(copies * B, D))
+        torch.index_select(y, 0, rows.view(-1), out=y_out.view(-1))
 
     def drop_inputs(self, x: Tensor, words: Tensor, step: Step, lanes: Lanes) -> None:
         _, B, D = x.shape
@@ -87,6 +87,7 @@ class ReferenceKernels:
         loss: Tensor,
         accumulate: bool,
     ) -> None:
+        outputs = outputs.transpose(1, 2)  # (K, B, C)
         B = outputs.shape[1]
         live = torch.arange(B, device=outputs.device) < step.whole[Whole.COUNT][:, None]
         outputs.add_(bias[:, None, :])
