@@ -20,7 +20,7 @@ from tuner.evaluation import evaluate, fit_all, risk_of, selection_bound
 from tuner.learning import crew
 from tuner.learning.device import DeviceData, resolve_device
 from tuner.learning.ensemble import as_outputs, votes
-from tuner.learning.lanes import Lane, Pack
+from tuner.learning.lanes import Lane, Pack, trial_lane
 from tuner.learning.metrics import head_of, score
 from tuner.learning.randomness import lane_key
 from tuner.learning.trainer import LaneTask, kept_outputs, train_to_end
@@ -301,7 +301,7 @@ def test_an_ensemble_is_chosen_on_validation_and_evaluated_in_the_same_opening(
     heads = []
     for trial, weight in members.items():
         config, alone = spec.trial_config(rows[trial].params or {}), []
-        lane = Lane(number=trial, config=config, key=lane_key(5, trial))
+        lane = trial_lane(5, trial, config)
         task = LaneTask(lane=lane, target_epochs=rows[trial].epochs, folds=data.folds)
         state = train_to_end([task], data, metric)[trial]
         heads.append(head_of(config.loss, spec.task))

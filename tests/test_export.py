@@ -33,7 +33,7 @@ def write_table(root: Path) -> None:
 def study(**sections: dict[str, Any]) -> StudySpec:
     content: dict[str, dict[str, Any]] = {
         "study": {"name": "tiny", "metric": "error", "seed": 5},
-        "data": {"source": "t.csv", "target": "kind", "scaling": {"choices": ["standard", "robust"]}},
+        "data": {"source": "t.csv", "target": "kind", "scaling": {"choices": ["standard", "robust", "piecewise"]}},
         "training": {"max_epochs": 9},
         "search": {"trials": 6, "pruner": "none"},
         "space": {

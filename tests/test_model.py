@@ -43,9 +43,10 @@ def saved(made: TunedModel, folder: Path) -> Path:
         (({},), ("no", "yes", "perhaps")),
         (({"norm": "batch", "activation": "silu"},), ()),
         (({"scaling": "robust", "norm": "layer"}, {"scaling": "quantile", "depth": 1, "residual": True}), ("a", "b")),
+        (({"scaling": "piecewise"}, {"scaling": "robust"}), ()),
         (({"loss": "hinge"},), ("a", "b")),
     ],
-    ids=["one network", "regression", "two scalings", "hinge"],
+    ids=["one network", "regression", "two scalings", "numbers in bins", "hinge"],
 )
 def test_what_is_loaded_predicts_what_was_saved(
     configs: tuple[dict[str, Any], ...], classes: tuple[str, ...], tmp_path: Path

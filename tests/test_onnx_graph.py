@@ -34,6 +34,7 @@ def with_statistics(made: TunedModel) -> TunedModel:
         (({"activation": "step"},), ("a", "b", "c")),
         (({"norm": "layer", "residual": True, "depth": 3},), ()),
         (({"norm": "batch", "scaling": "robust"},), ()),
+        (({"scaling": "piecewise"}, {"scaling": "standard"}), ("a", "b")),
         (({"scaling": "robust"}, {"scaling": "standard", "loss": "hinge"}, {"loss": "square"}), ("a", "b", "c")),
     ],
     ids=str,

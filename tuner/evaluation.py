@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.data.dataset import TrainingData, View, load_training_data
+from tuner.data.dataset import TrainingData, View, load_training_data, scalings
 from tuner.data.sealed import open_test
 from tuner.data.synthetic import known_truth
 from tuner.errors import BadInputError
@@ -210,6 +210,7 @@ class Fits:
     chosen: Selection | None
     ensemble: Refits | None
     baselines: Sequence[Baseline]
+    baseline_scaling: Scaling
     began: float
 
     def score_on_test(self, root: Path) -> Evaluation:
@@ -224,7 +225,8 @@ class Fits:
         if self.ensemble is not None:
             outputs.append(self.ensemble.outputs(x))
         outputs += [
-            torch.from_numpy(baseline.outputs(opened[scaling].x))[None].to(y.device) for baseline in self.baselines
+            torch.from_numpy(baseline.outputs(opened[self.baseline_scaling].x))[None].to(y.device)
+            for baseline in self.baselines
         ]
         resampled = resampled_scores(metric, outputs, y, target_sd=self._view.target_sd, seed=spec.study.seed)
         scores = [
@@ -321,7 +323,8 @@ def fit_all(
     if place.type == "cpu":
         single_thread()
     chosen = select_ensemble(spec, data, ranked, place, processes=processes) if ranked else None
-    rows = FinalRows.load(spec, root, [best, *(chosen.members if chosen else ())], place)
+    plain = _baseline_scaling(spec, best.config.scaling)
+    rows = FinalRows.load(spec, root, [best, *(chosen.members if chosen else ())], place, also=plain)
     return Fits(
         spec=spec,
         data=data,
@@ -329,9 +332,18 @@ def fit_all(
         winner=refit(spec, rows, [best], processes=processes),
         chosen=chosen,
         ensemble=None if chosen is None else refit(spec, rows, chosen.members, processes=processes),
-        baselines=_baselines(spec, data, rows, best.config.scaling),
+        baselines=_baselines(spec, data, rows, plain),
+        baseline_scaling=plain,
         began=began,
     )
+
+
+def _baseline_scaling(spec: StudySpec, winners: Scaling) -> Scaling:
+    """The winner's, but where it has numbers encoded in bins, which trees make for themselves and a simple baseline
+    would not have: then the simplest of the study.
+    """
+    simpler: tuple[Scaling, ...] = ("standard", "robust", "quantile") if winners == "piecewise" else ()
+    return next((scaling for scaling in simpler if scaling in scalings(spec)), winners)
 
 
 def _baselines(spec: StudySpec, data: TrainingData, rows: FinalRows, scaling: Scaling) -> list[Baseline]:

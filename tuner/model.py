@@ -43,8 +43,9 @@ CONFIG, WEIGHTS, PREPROCESSING, MANIFEST, CARD = (
     "README.md",
 )
 ROWS_AT_ONCE = 8192  # in a forward pass: what fits a core's cache
-# The types beyond those that skops itself trusts: plain data, and one scaler of ours.
-TRUSTED = ["numpy.dtype", "tuner.data.preprocessing.SmoothClippedScaler"]
+# The types beyond those that skops itself trusts: plain data, and what of preprocessing is ours.
+OURS = ("SmoothClippedScaler", "PiecewiseLinearEncoder")
+TRUSTED = ["numpy.dtype", *(f"tuner.data.preprocessing.{name}" for name in OURS)]
 
 Frame = pl.DataFrame | Mapping[str, Any] | npt.NDArray[Any]
 

@@ -7,7 +7,7 @@ Shapes: ``n`` rows, ``D`` features, ``C`` classes; input ``rows`` (n, columns) f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from sklearn.preprocessing import RobustScaler, StandardScaler
 from torch import nn
 
 from tuner import __version__
-from tuner.data.preprocessing import FAR, Block, Preprocessing
+from tuner.data.preprocessing import FAR, Block, PiecewiseLinearEncoder, Preprocessing
 from tuner.errors import BadInputError, TunerError
 from tuner.learning.activations import LEAKY_SLOPE
 from tuner.learning.mlp import MLP
@@ -170,6 +170,16 @@ def _block(graph: _Graph, block: Block, places: dict[str, int]) -> str:
     return graph.node("Concat", [filled, marks], axis=1)
 
 
+def _bins(graph: _Graph, encoder: PiecewiseLinearEncoder, x: str) -> Iterator[str]:
+    """Each column's bins; one that has none is left out."""
+    zero, one = graph.constant(np.array(0.0)), graph.constant(np.array(1.0))
+    for column, edges in enumerate(encoder.edges_):
+        if len(edges) > 1:
+            value = graph.node("Gather", [x, graph.constant(np.array([column], dtype=np.int64))], axis=1)
+            above = graph.node("Sub", [value, graph.constant(edges[:-1])])
+            yield graph.node("Clip", [graph.node("Div", [above, graph.constant(np.diff(edges))]), zero, one])
+
+
 def _steps(block: Block) -> list[Any]:
     """What a block of numbers or booleans does with values, one after another: it fills in, then it may scale."""
     filled = block.transformer
@@ -178,7 +188,10 @@ def _steps(block: Block) -> list[Any]:
     return [filled] if isinstance(filled, SimpleImputer) else [step for _, step in filled.steps]
 
 
-def _scaled(graph: _Graph, scaler: StandardScaler | RobustScaler, x: str) -> str:
+def _scaled(graph: _Graph, scaler: StandardScaler | RobustScaler | FeatureUnion, x: str) -> str:
+    if isinstance(scaler, FeatureUnion):
+        parts = dict(scaler.transformer_list)
+        return graph.node("Concat", [_scaled(graph, parts["scaled"], x), *_bins(graph, parts["bins"], x)], axis=1)
     robust = isinstance(scaler, RobustScaler)
     center = scaler.center_ if robust else scaler.mean_
     s = graph.node("Div", [graph.node("Sub", [x, graph.constant(center)]), graph.constant(scaler.scale_)])
@@ -270,6 +283,8 @@ def _made_up_rows(model: TunedModel) -> npt.NDArray[np.float64]:
             for block in fitted.blocks:
                 if column.name in block.columns:
                     scaler = _steps(block)[-1]
+                    if isinstance(scaler, FeatureUnion):
+                        scaler = dict(scaler.transformer_list)["scaled"]
                     i = block.columns.index(column.name)
                     center = scaler.center_ if isinstance(scaler, RobustScaler) else scaler.mean_
                     rows[:, place] = rows[:, place] * scaler.scale_[i] + center[i]

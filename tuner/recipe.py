@@ -1,8 +1,9 @@
 """The recipe: a study file written for a table that nobody has tuned yet.
 
-What makes a plain network good on tables is in it: robust scaling with smooth clipping, GELU and SiLU, warm-up and a
-cosine to zero, label smoothing, decoupled decay. The ranges are the lecture's (slide "Hyperparameter Tuning": log scale
-for the learning rate and the decay), narrowed to what the optimizer takes and to the number of rows.
+What makes a plain network good on tables is in it: robust scaling with smooth clipping or numbers encoded in bins, GELU
+and SiLU, warm-up and a cosine to zero, label smoothing, decoupled decay. The ranges are the lecture's (slide
+"Hyperparameter Tuning": log scale for the learning rate and the decay), narrowed to what the optimizer takes and to the
+number of rows.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tuner.data import Schema, Split, Table, load_table, load_training_data, split_rows
+from tuner.data.preprocessing import bins_of
 from tuner.errors import DataError, SpecMismatchError
 from tuner.learning.device import DeviceData, resolve_device
 from tuner.learning.lanes import trial_lane
@@ -36,6 +38,7 @@ MINUTES = 5.0  # for a search that nobody gave a time
 EPOCHS = (9, 27, 81)  # powers of Hyperband's η, so that its rungs are whole
 MEASURED_LANES = 8  # trials that are trained for a moment to see how fast this machine is
 MEASURED_S = 3.0  # and for how long, at most
+MOST_ENCODED = 100_000_000  # numbers that encoding a table's numeric columns in bins may make: 400 MB
 UNEVEN = 0.2  # share of the rarest class below which an error rate says little
 
 
@@ -90,6 +93,7 @@ def write_recipe(
         target=target,
         drop=list(schema.identifiers) if drop and len(schema.identifiers) < len(schema.columns) else [],
         times=schema.of_kind("date"),
+        encodes=_encodes(schema, len(table.frame)),
         classes=_class_comment(table),
         rows=n,
         columns=len(schema.columns),
@@ -193,6 +197,7 @@ class _Settings:
     target: str | None
     drop: list[str]
     times: list[str]
+    encodes: bool
     classes: str
     rows: int
     columns: int
@@ -208,8 +213,9 @@ class _Settings:
             data.append(f"target  = {quoted(self.target)}{self.classes}")
         if self.drop:
             data.append(f"drop    = [{', '.join(map(quoted, self.drop))}]   # they seem to name rows only")
+        scalings = '"robust", "standard", "piecewise"' if self.encodes else '"robust", "standard"'
         data += [
-            'scaling = { choices = ["robust", "standard"] }   # robust clips far values smoothly; or quantile',
+            f"scaling = {{ choices = [{scalings}] }}   # far values clipped; as they are; in bins; or quantile",
             "# split = { train = 0.6, val = 0.2, test = 0.2 }   # the default at this size",
             *(f"# split = {{ time = {quoted(time)} }}   # if it is to predict what comes later" for time in self.times),
             '# split = { group = "…" }   # if rows of one customer, patient, … must not be on both sides',
@@ -271,6 +277,12 @@ class _Settings:
     @property
     def _others(self) -> list[str]:
         return [name for name, rule in METRICS.items() if rule.task == self.task and name != self.metric]
+
+
+def _encodes(schema: Schema, rows: int) -> bool:
+    """Whether there are numbers to encode in bins, and memory for it."""
+    numeric = len([column for column in schema.columns if column.kind in ("numeric", "date")])
+    return numeric > 0 and rows * numeric * bins_of(numeric) <= MOST_ENCODED
 
 
 def _quoted(text: str) -> str:

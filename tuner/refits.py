@@ -163,9 +163,18 @@ class FinalRows:
     placed: Mapping[Scaling, DeviceData]
 
     @classmethod
-    def load(cls, spec: StudySpec, root: Path, members: Sequence[Member], device: torch.device) -> FinalRows:
-        """For every scaling that a member has. A relative path starts at ``root``. Raises DataError."""
-        finals = {s: load_final_data(spec, root, s) for s in dict.fromkeys(member.config.scaling for member in members)}
+    def load(
+        cls,
+        spec: StudySpec,
+        root: Path,
+        members: Sequence[Member],
+        device: torch.device,
+        *,
+        also: Scaling | None = None,
+    ) -> FinalRows:
+        """For every scaling that a member has, and ``also``. A relative path starts at ``root``. Raises DataError."""
+        needed = [*(member.config.scaling for member in members), *([] if also is None else [also])]
+        finals = {scaling: load_final_data(spec, root, scaling) for scaling in dict.fromkeys(needed)}
         return cls(finals=finals, placed={s: DeviceData.place(final.data, device) for s, final in finals.items()})
 
     @property

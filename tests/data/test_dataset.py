@@ -212,7 +212,7 @@ def mixed_rows(n: int = 120) -> dict[str, list[Any]]:
     }
 
 
-@pytest.mark.parametrize("scaling", ["standard", "robust", "quantile"])
+@pytest.mark.parametrize("scaling", ["standard", "robust", "quantile", "piecewise"])
 def test_nothing_is_fitted_on_other_rows_of_any_kind(scaling: str, tmp_path: Path) -> None:
     """Validation and test rows are replaced by rows that would change every kind of column, were they looked at."""
     rows = mixed_rows()
@@ -252,6 +252,15 @@ def test_views(tmp_path: Path) -> None:
         assert len(view.train) + len(view.val) == 96
         assert (np.abs(view.train.x).max() <= 3) == (scaling == "robust")
     assert not np.array_equal(data.views["robust", 0].train.x[:5], data.views["robust", 1].train.x[:5])
+
+
+def test_views_of_unlike_features(tmp_path: Path) -> None:
+    pl.DataFrame(mixed_rows()).write_csv(tmp_path / "t.csv")
+    spec = study("t.csv", target="y", scaling={"choices": ["standard", "piecewise"]}, split={"folds": 3})
+    data = load_training_data(spec, tmp_path)
+    widths = {(scaling, fold): view.train.x.shape[1] for (scaling, fold), view in data.views.items()}
+    assert len({widths["standard", fold] for fold in range(3)}) == len({widths["piecewise", f] for f in range(3)}) == 1
+    assert widths["standard", 0] < widths["piecewise", 0] == data.n_features
 
 
 def test_final_data_of_all_development_rows(tmp_path: Path) -> None:

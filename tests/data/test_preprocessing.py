@@ -6,6 +6,7 @@ import pytest
 from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardScaler
 
 from tuner.data import Preprocessing, Schema, preprocessing
+from tuner.data.preprocessing import BINS, FarValueError, bins_of
 from tuner.errors import DataError
 from tuner.trial import Scaling
 
@@ -115,6 +116,50 @@ def test_quantile_scaling() -> None:
     result = fit(scaling="quantile").transform(frame_of(FEATURES))
     expected = QuantileTransformer(n_quantiles=N, output_distribution="normal").fit_transform(FEATURES)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_piecewise_scaling() -> None:
+    """Beside the standardised number, how far it reaches into each bin of equally many rows."""
+    values = np.arange(241) ** 2.0
+    fitted = fit_one(values, scaling="piecewise")
+    assert fitted.feature_names == ("c", *(f"c bin {i}" for i in range(1, BINS + 1)))
+    later = np.array([-1e9, 0.0, 5.5**2, 100.0, 57600.0, 1e9])
+    found = fitted.transform(pl.DataFrame({"c": later}))
+    edges = (np.arange(BINS + 1) * 10) ** 2.0
+    for row, value in zip(found, later, strict=True):
+        for i in range(BINS):
+            share = (value - edges[i]) / (edges[i + 1] - edges[i])
+            assert row[1 + i] == pytest.approx(min(max(share, 0), 1), abs=1e-6)
+    standard = fit_one(values, scaling="standard").transform(pl.DataFrame({"c": later}))
+    assert np.array_equal(found[:, :1], standard)
+    assert (found[0, 1:] == 0).all(), "what is far below is in no bin"
+    assert (found[-1, 1:] == 1).all(), "and what is far above in all"
+
+
+def test_piecewise_scaling_of_numbers_that_repeat() -> None:
+    values = np.array([0.0] * 48 + [1.0] * 24 + [2.0] * 25)
+    assert fit_one(values, scaling="piecewise").feature_names == ("c", "c bin 1", "c bin 2")
+    assert fit_one(np.array([0.0, 1.0] * 50), scaling="piecewise").feature_names == ("c",), "two values are a line"
+
+
+def test_bins_are_fewer_where_there_are_many_columns() -> None:
+    assert [bins_of(columns) for columns in (1, 21, 22, 64, 1000)] == [24, 24, 23, 8, 4]
+
+
+def test_a_far_value_is_refused_by_its_column_whatever_it_is_encoded_as() -> None:
+    fitted = fit(scaling="piecewise")
+    far = FEATURES.copy()
+    far[3, 1] = 1e300
+    with pytest.raises(FarValueError, match=r"column 'f1' cannot be standardised: 1e[+]300 in row 4"):
+        fitted.transform(frame_of(far))
+
+
+def test_missing_numbers_are_told_beside_the_bins() -> None:
+    fitted = fit_one([None, *map(float, range(97))], scaling="piecewise")
+    assert fitted.feature_names == ("c", *(f"c bin {i}" for i in range(1, BINS + 1)), "c missing")
+    missing, median = fitted.transform(pl.DataFrame({"c": [None, 48.0]}))
+    assert np.array_equal(missing[:-1], median[:-1])
+    assert (missing[-1], median[-1]) == (1, 0)
 
 
 @pytest.mark.parametrize("scaling", ["standard", "robust", "quantile"])

@@ -35,7 +35,9 @@ def make_data(
     device: str = "cpu",
     budget: int | None = None,
 ) -> DeviceData:
-    """Rows of a linear rule, always the same. Each further view has other rows, one fewer and one more."""
+    """Rows of a linear rule, always the same. Each further view has other rows, one fewer and one more; what is scaled
+    piecewise has twice the features.
+    """
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(n + 23, features, generator=generator, dtype=torch.float64)
     scores = x @ torch.randn(features, classes, generator=generator, dtype=torch.float64)
@@ -47,6 +49,8 @@ def make_data(
             Rows(x=(x[rows] * (1 + i)).numpy(), y=y[rows].numpy())  # type: ignore[arg-type]
             for rows in (order[: n - i], order[n - i :])
         )
+        if key[0] == "piecewise":
+            train, val = (Rows(x=np.hstack([part.x, np.tanh(part.x)]), y=part.y) for part in (train, val))
         found[key] = View(train=train, val=val, target_mean=0.0, target_sd=1.0 if task == "classification" else 2.5 + i)
     outputs = classes if task == "classification" else 1
     return DeviceData.of_views(found, task, outputs, torch.device(device), dtype, budget=budget)
@@ -148,7 +152,8 @@ def distance_from_plain(pack: Pack, lanes: list[Lane], data: DeviceData, epochs:
         fused.append((train_loss, *pack.validate(metric)))
     worst = 0.0
     for i, lane in enumerate(lanes):
-        model = MLP(lane.config, data.n_features, data.n_outputs, lane.key).to(data.device, data.dtype)
+        features = data.view(lane.config.scaling, lane.fold).x_train.shape[1]
+        model = MLP(lane.config, features, data.n_outputs, lane.key).to(data.device, data.dtype)
         kept = copy.deepcopy(model)
         plain = train_alone(model, lane.config, data, lane.ordered_by, metric, kept, lane.fold)
         for train_loss, val_loss, value in fused:
@@ -162,7 +167,7 @@ def distance_from_plain(pack: Pack, lanes: list[Lane], data: DeviceData, epochs:
         exported = pack.export(i)
         pairs = [(exported["theta"], model)] + ([(exported["mean"], kept)] if "mean" in exported else [])
         for flat, ordinary in pairs:
-            named = named_arrays(flat, lane.config, data.n_features, data.n_outputs)
+            named = named_arrays(flat, lane.config, features, data.n_outputs)
             for name, array in plain_arrays(ordinary).items():
                 worst = max(worst, float(np.abs(named[name] - array).max()))
     return worst

@@ -16,7 +16,7 @@ from tuner.learning.kernels.interface import Kernels, Whole
 from tuner.learning.kernels.reference import ReferenceKernels
 from tuner.learning.lanes import Lane, Pack
 from tuner.learning.schedules import batches, in_step, micro_batch
-from tuner.trial import Activation, Optimizer, Schedule, Task
+from tuner.trial import Activation, Optimizer, Scaling, Schedule, Task
 
 KERNELS = [ReferenceKernels(), CpuKernels()]
 MIXED = [
@@ -233,6 +233,40 @@ def test_lanes_on_unlike_views_equal_plain(changes: dict[str, object], kernels: 
     data, lanes = make_data(views=VIEWS), on_views(changes)
     assert len({(view.x_train.shape, view.x_val.shape) for view in Pack(lanes, data).views}) == 4
     assert distance_from_plain(Pack(lanes, data, kernels), lanes, data) < TOLERANCE
+
+
+UNLIKE: tuple[tuple[Scaling, int], ...] = (("standard", 0), ("piecewise", 0))
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["at hand", "in chunks"])
+@pytest.mark.parametrize("kernels", KERNELS, ids=["reference", "cpu"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"input_dropout": 0.3}, {"norm": "batch", "batch_size": 16, "averaging": "ema", "averaging_start": 0.0}],
+    ids=lambda c: "-".join(map(str, c.values())) or "default",
+)
+def test_lanes_with_unlike_features_equal_plain(changes: dict[str, object], kernels: Kernels, streamed: bool) -> None:
+    whole = make_data(views=UNLIKE)
+    data = make_data(views=UNLIKE, budget=0) if streamed else whole
+    assert (data.features_of("standard"), data.features_of("piecewise"), data.n_features) == (5, 10, 10)
+    lanes = [
+        replace(lane, config=replace(lane.config, scaling=UNLIKE[i % 2][0]))
+        for i, lane in enumerate(lanes_with(changes))
+    ]
+    assert distance_from_plain(Pack(lanes, data, kernels), lanes, whole) < TOLERANCE
+    narrow = Pack([lanes[0]], data, kernels)
+    assert narrow.layout.D == 5, "features that no lane of a pack has are not multiplied"
+    assert distance_from_plain(narrow, lanes[:1], whole) < TOLERANCE
+    assert len(narrow.export(0)["theta"]) == len(Pack(lanes, data).export(0)["theta"])
+
+
+def test_packs_of_unlike_features_share_batches() -> None:
+    data = make_data(views=UNLIKE)
+    for scaling, _ in UNLIKE:
+        lanes = [replace(lane, config=replace(lane.config, scaling=scaling)) for lane in sharing_lanes()]
+        pack = Pack(lanes, data)
+        assert distance_from_plain(pack, lanes, data) < TOLERANCE
+        assert pack.shared
 
 
 def test_lanes_on_unlike_views_equal_plain_in_regression() -> None:

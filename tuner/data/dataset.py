@@ -55,21 +55,24 @@ class TrainingData:
     """Everything a worker may know of a study's data. It holds no test row.
 
     views: by scaling and fold, for every scaling that a trial may have; fold 0 is the only one without folds. Features
-        that a fold's train rows do not have (a rare category) are zeros at the end.
+        that a fold's train rows do not have (a rare category) are zeros at the end. D may differ between scalings.
     folds: how many views a trial is trained on; 1 without folds.
-    n_features: D, of all views. n_outputs: C, or 1 for regression. classes: C labels in code order, empty for
-        regression.
+    n_outputs: C, or 1 for regression. classes: C labels in code order, empty for regression.
     data_digest, split_digest: SHA-256 of the whole table and of the split, which all workers of a study agree on.
     """
 
     views: Mapping[tuple[Scaling, int], View]
     folds: int
     task: Task
-    n_features: int
     n_outputs: int
     classes: tuple[str, ...]
     data_digest: str
     split_digest: str
+
+    @property
+    def n_features(self) -> int:
+        """D of the view that has most."""
+        return max(int(view.train.x.shape[1]) for view in self.views.values())
 
     @property
     def only(self) -> View:
@@ -227,12 +230,13 @@ def _view(
 
 
 def _training_data(prepared: Prepared, views: Mapping[tuple[Scaling, int], View]) -> TrainingData:
-    classes, n_features = prepared.table.classes, max(view.train.x.shape[1] for view in views.values())
+    classes, widest = prepared.table.classes, dict[Scaling, int]()
+    for (scaling, _), view in views.items():
+        widest[scaling] = max(widest.get(scaling, 0), view.train.x.shape[1])
     return TrainingData(
-        views={key: _padded(view, n_features) for key, view in views.items()},
+        views={(scaling, fold): _padded(view, widest[scaling]) for (scaling, fold), view in views.items()},
         folds=1 + max(fold for _, fold in views),
         task=prepared.spec.task,
-        n_features=n_features,
         n_outputs=len(classes) if prepared.spec.task == "classification" else 1,
         classes=classes,
         data_digest=prepared.table.digest,

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 from sklearn import config_context
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import OneHotEncoder, QuantileTransformer, RobustScaler, StandardScaler
@@ -31,6 +31,9 @@ from tuner.trial import Scaling, Task
 CHUNK_ROWS = 65_536  # preprocessed at a time
 BLOCK_COLUMNS = 8  # fitted at a time
 MAX_CATEGORIES = 64  # of a column; the rarest ones share one feature
+BINS = 24  # of a number that is encoded piecewise linearly, at most
+FEWEST_BINS = 4
+BIN_FEATURES = 512  # of all numbers together, or each has fewer bins, down to the fewest
 FAR = 1e150  # robustly scaled numbers beyond it differ in nothing
 MIN_FREQUENCY = 5  # rows that a category needs for a feature of its own
 
@@ -66,6 +69,38 @@ class SmoothClippedScaler(RobustScaler):  # type: ignore[misc]  # scikit-learn i
         return scaled
 
 
+class PiecewiseLinearEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A number as how far it reaches into each of its bins, which hold equally many train rows: (x - a)/(b - a) for the
+    bin from a to b, within 0 and 1 (Gorishniy et al. 2022, "On Embeddings for Numerical Features in Tabular Deep
+    Learning", piecewise linear encoding, but that the first and the last bin end as the others do).
+
+    bins: of each column; where values repeat they are fewer, and a column of less than three values has none.
+    """
+
+    def __init__(self, bins: int = BINS) -> None:
+        self.bins = bins
+
+    def fit(self, X: npt.NDArray[np.float64], y: object = None) -> Self:  # noqa: ARG002 - scikit-learn's signature
+        shares = np.linspace(0, 1, self.bins + 1)
+        # Bins end at values that there are: between two that repeat nothing is to be told apart.
+        edges = [np.unique(np.quantile(column, shares, method="inverted_cdf")) for column in X.T]
+        self.edges_ = [found if len(found) > 2 else found[:1] for found in edges]
+        return self
+
+    def transform(self, X: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        parts = [
+            np.clip((column[:, None] - edges[:-1]) / np.diff(edges), 0, 1)
+            for column, edges in zip(X.T, self.edges_, strict=True)
+        ]
+        encoded: npt.NDArray[np.float64] = np.concatenate(parts, axis=1)
+        return encoded
+
+    def names_of(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """What its features are called."""
+        edges = zip(columns, self.edges_, strict=True)
+        return tuple(f"{column} bin {i}" for column, found in edges for i in range(1, len(found)))
+
+
 class FarValueError(DataError):
     """A number too large to be standardised. called: the column or target it is in; row: counted from 0."""
 
@@ -93,8 +128,9 @@ class Preprocessing:
     """Fitted by :meth:`fit`. Every feature is finite, whatever is missing, unseen or far away in later rows.
 
     - numbers: missing ones become the median; then scaled as ``scaling`` says: ``standard`` (x - mean)/sd, ``robust``
-      see :class:`SmoothClippedScaler`, ``quantile`` to a normal distribution. A column that misses values on the train
-      rows also has a feature that says so.
+      see :class:`SmoothClippedScaler`, ``quantile`` to a normal distribution, ``piecewise`` as ``standard``, with the
+      features of :class:`PiecewiseLinearEncoder` beside it. A column that misses values on the train rows also has a
+      feature that says so.
     - booleans: 0 and 1; missing ones become the more frequent.
     - categories: one feature each for those with at least :data:`MIN_FREQUENCY` rows, up to :data:`MAX_CATEGORIES` a
       column, and one for the others together, which is also where unseen ones go; missing is a category.
@@ -239,7 +275,8 @@ def _fit_blocks(schema: Schema, frame: pl.DataFrame, rows: Numbers, scaling: Sca
     for names in _batches(numeric):
         values = _matrix(_fitted(schema, frame, rows, names), names)
         _refuse_wide(values, names, rows)
-        scaled = Pipeline([("impute", SimpleImputer(strategy="median")), ("scale", _scaler(scaling, len(values)))])
+        scaler = _scaler(scaling, len(values), len(numeric))
+        scaled = Pipeline([("impute", SimpleImputer(strategy="median")), ("scale", scaler)])
         yield _with_missing(names, values, scaled)
     dates = schema.of_kind("date")
     if dates:
@@ -271,12 +308,23 @@ def _fitted(schema: Schema, frame: pl.DataFrame, rows: Numbers, names: Sequence[
 
 def _with_missing(names: tuple[str, ...], values: npt.NDArray[np.float64], filled: BaseEstimator) -> Block:
     """The values filled in, and one feature for each column that misses some."""
-    if not np.isnan(values).any():
-        return Block(columns=names, transformer=filled.fit(values), features=names)
-    marks = MissingIndicator(error_on_new=False)
-    transformer = FeatureUnion([("value", filled), ("missing", marks)]).fit(values)
-    missing = tuple(f"{names[i]} missing" for i in marks.features_)
-    return Block(columns=names, transformer=transformer, features=(*names, *missing))
+    missing: tuple[str, ...] = ()
+    transformer = filled
+    if np.isnan(values).any():
+        marks = MissingIndicator(error_on_new=False)
+        transformer = FeatureUnion([("value", filled), ("missing", marks)]).fit(values)
+        missing = tuple(f"{names[i]} missing" for i in marks.features_)
+    else:
+        filled.fit(values)
+    bins = encoder_of(filled)
+    encoded = bins.names_of(names) if bins is not None else ()
+    return Block(columns=names, transformer=transformer, features=(*names, *encoded, *missing))
+
+
+def encoder_of(filled: BaseEstimator) -> PiecewiseLinearEncoder | None:
+    """The encoder of a fitted pipeline of numbers, where it has one."""
+    last = filled.steps[-1][1] if isinstance(filled, Pipeline) else None
+    return dict(last.transformer_list)["bins"] if isinstance(last, FeatureUnion) else None
 
 
 def _batches(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -284,12 +332,20 @@ def _batches(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(names[first : first + BLOCK_COLUMNS])
 
 
-def _scaler(scaling: Scaling, n: int) -> BaseEstimator:
+def _scaler(scaling: Scaling, n: int, columns: int) -> BaseEstimator:
+    """For ``n`` rows, and so many columns of numbers in all."""
     if scaling == "robust":
         return SmoothClippedScaler()
+    if scaling == "piecewise":
+        return FeatureUnion([("scaled", StandardScaler()), ("bins", PiecewiseLinearEncoder(bins_of(columns)))])
     if scaling == "quantile":
         return QuantileTransformer(n_quantiles=min(1000, n), output_distribution="normal", random_state=0)
     return StandardScaler()
+
+
+def bins_of(columns: int) -> int:
+    """How many bins each of so many columns of numbers is encoded in."""
+    return min(BINS, max(FEWEST_BINS, BIN_FEATURES // columns))
 
 
 def _matrix(plain: pl.DataFrame, names: Sequence[str]) -> npt.NDArray[Any]:

@@ -63,7 +63,7 @@ def _measured(lab: Lab, run: Run, p: float) -> dict[str, Any]:
     Distances are mean total variations between class probabilities.
     """
     config = lab.unregularized(dropout=p)  # the masks of a network that was trained without are drawn as well
-    module = module_of({"theta": run.arrays["theta"]}, config, lab.data.n_features, lab.data.n_outputs)
+    module = module_of({"theta": run.arrays["theta"]}, config, lab.n_features, lab.data.n_outputs)
     x, y = torch.from_numpy(lab.view.val.x), torch.from_numpy(lab.view.val.y)
     answers = thinned(module, x, max(SIZES))
     whole = scaled(module, x)

@@ -119,7 +119,7 @@ def _runs(lab: Lab, config: TrialConfig, data: DeviceData) -> list[dict[str, flo
 
 def _sharpness(lab: Lab, config: TrialConfig, arrays: Mapping[str, Any]) -> dict[str, float]:
     view = lab.view
-    module = module_of({"theta": arrays["theta"]}, config, lab.data.n_features, lab.data.n_outputs)
+    module = module_of({"theta": arrays["theta"]}, config, lab.n_features, lab.data.n_outputs)
     x, y = torch.from_numpy(view.train.x), torch.from_numpy(view.train.y)
     loss, theta = flat_loss(module, "square_of_classes", x, y)
     mean, error = trace(loss, theta, samples=SAMPLES)

@@ -62,6 +62,11 @@ class Lab:
         return self.data.views[self.winner.config.scaling, 0]
 
     @property
+    def n_features(self) -> int:
+        """D of the rows as the winner sees them."""
+        return int(self.view.train.x.shape[1])
+
+    @property
     def placed(self) -> DeviceData:
         """:attr:`data` on the device."""
         return DeviceData.place(self.data, self.device)

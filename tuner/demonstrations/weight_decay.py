@@ -76,7 +76,7 @@ def measure(lab: Lab) -> Data:
 
 
 def _measured(lab: Lab, run: Run) -> dict[str, float]:
-    module = module_of({"theta": run.arrays["theta"]}, run.lane.config, lab.data.n_features, lab.data.n_outputs)
+    module = module_of({"theta": run.arrays["theta"]}, run.lane.config, lab.n_features, lab.data.n_outputs)
     x, y = (torch.from_numpy(a[:ROWS]) for a in (lab.view.val.x, lab.view.val.y))
     return {
         "train_error": float(run.value["train"][-1]),

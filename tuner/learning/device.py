@@ -118,7 +118,8 @@ class DeviceView:
 class DeviceData:
     """Training and validation rows of all views, those of one view after those of another.
 
-    x: (n of all views, D); y likewise. spans: of each view (scaling, fold), see :class:`Span`.
+    x: (n of all views, D); y likewise. A view that has fewer features than another has zeros at the end.
+    spans: of each view (scaling, fold), see :class:`Span`.
     device: where packs train on them. streamed: they are too many for it, stay in the host's memory and come in chunks,
         see :mod:`tuner.learning.stream`; otherwise they are there.
     """
@@ -135,7 +136,12 @@ class DeviceData:
 
     @property
     def n_features(self) -> int:
+        """D of the view that has most."""
         return self.x_train.shape[1]
+
+    def features_of(self, scaling: Scaling) -> int:
+        """D of the views of one scaling. Raises KeyError when the data have none."""
+        return self.spans[scaling, 0].features
 
     @property
     def dtype(self) -> torch.dtype:
@@ -149,11 +155,11 @@ class DeviceData:
     def view(self, scaling: Scaling, fold: int = 0) -> DeviceView:
         """The rows of one view. Raises KeyError when the data have no such view."""
         span = self.spans[scaling, fold]
-        train, val = slice(*span.train), slice(*span.val)
+        train, val, own = slice(*span.train), slice(*span.val), slice(span.features)
         return DeviceView(
-            x_train=self.x_train[train],
+            x_train=self.x_train[train, own],
             y_train=self.y_train[train],
-            x_val=self.x_val[val],
+            x_val=self.x_val[val, own],
             y_val=self.y_val[val],
             first_train=span.train[0],
             first_val=span.val[0],
@@ -188,9 +194,13 @@ class DeviceData:
         x_train, y_train = tensors([view.train for view in views.values()], place, dtype)
         x_val, y_val = tensors([view.val for view in views.values()], place, dtype)
         spans, train, val = {}, 0, 0
+        widest = {s: max(v.train.x.shape[1] for (of, _), v in views.items() if of == s) for s, _ in views}
         for key, view in views.items():
             spans[key] = Span(
-                train=(train, train + len(view.train)), val=(val, val + len(view.val)), target_sd=view.target_sd
+                train=(train, train + len(view.train)),
+                val=(val, val + len(view.val)),
+                features=widest[key[0]],
+                target_sd=view.target_sd,
             )
             train, val = spans[key].train[1], spans[key].val[1]
         return cls(
@@ -219,15 +229,19 @@ class DeviceData:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Where a view's rows lie among those of all views, (first, end), and its regression target's unit."""
+    """Where a view's rows lie among those of all views, (first, end), how many features they have, and its regression
+    target's unit.
+    """
 
     train: tuple[int, int]
     val: tuple[int, int]
+    features: int
     target_sd: float
 
 
 def tensors(parts: Sequence[Rows], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The rows of all parts, one after the other: x (n, D) as ``dtype`` and y (n,) as int64 classes or ``dtype``.
+    """The rows of all parts, one after the other: x (n, D) as ``dtype`` and y (n,) as int64 classes or ``dtype``; zeros
+    for features that a part lacks.
 
     A single part that needs no other device and dtype is not copied: the tensors share its memory.
     """
@@ -239,7 +253,9 @@ def _joined(arrays: Sequence[npt.NDArray[Any]], device: torch.device, dtype: tor
     if len(arrays) == 1:
         only = arrays[0]
         return torch.from_numpy(only if only.flags.writeable else only.copy()).to(device, dtype)
-    joined = torch.empty(sum(map(len, arrays)), *arrays[0].shape[1:], device=device, dtype=dtype)
+    shape = [max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True)]
+    joined = torch.zeros(sum(map(len, arrays)), *shape, device=device, dtype=dtype)
     for piece, array in zip(torch.split(joined, [len(array) for array in arrays]), arrays, strict=True):
-        piece.copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
+        own = piece[:, : array.shape[1]] if array.ndim > 1 else piece
+        own.copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
     return joined

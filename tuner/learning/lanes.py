@@ -6,6 +6,7 @@ Shapes: ``K`` lanes, ``B`` rows of a micro-step, ``D`` features, ``H`` hidden un
 How lanes differ inside one pack:
 
 - width: zero padding. A padded unit has zero weights in and out, so it stays zero and its gradients are zero.
+- features: zero padding likewise, where lanes see views of the table that have more of them or fewer.
 - depth: lanes are sorted by depth, deepest first, so hidden layer l is a batched product over the first ``K_l`` lanes
   only, and a lane's head reads the last hidden layer that the lane has. No lane passes through layers it lacks.
 - batch size: micro-steps of the smallest batch. A lane with a larger batch adds up gradients over several micro-steps
@@ -125,7 +126,8 @@ class Pack:
         self.head = head_of(first.loss, data.task)
         self.keys = np.array([lane.key for lane in self.lanes], dtype=np.uint64)
         self._order_keys = np.array([lane.ordered_by for lane in self.lanes], dtype=np.uint64)
-        self.layout = Layout(self.configs, data.n_features, data.n_outputs)
+        features = [data.features_of(config.scaling) for config in self.configs]
+        self.layout = Layout(self.configs, features, data.n_outputs)
         self.K, self.L, self.H = self.layout.K, self.layout.L, self.layout.H
         self.views = [data.view(lane.config.scaling, lane.fold) for lane in self.lanes]
         self.rows = [len(view.x_train) for view in self.views]
@@ -442,7 +444,7 @@ class Pack:
         cut = batches(len(x), self.configs[0])
         total = [torch.zeros_like(running) for running in self.running]
         for start, size in cut:
-            below = x[start : start + size].to(self.data.device).expand(self.K, size, -1)
+            below = self._wide(x[start : start + size].to(self.data.device)).expand(self.K, size, -1)
             for layer in range(1, self.L + 1):
                 count = self.layout.counts[layer]
                 z = torch.empty(count, size, self.H, device=below.device, dtype=below.dtype)
@@ -472,9 +474,14 @@ class Pack:
 
     def _outputs(self, x: Tensor) -> Tensor:
         """(n, D) -> (K, n, C)."""
-        pieces = (rows.to(self.data.device) for rows in torch.split(x, self._rows_at_once))
+        pieces = (self._wide(rows.to(self.data.device)) for rows in torch.split(x, self._rows_at_once))
         with self.products.scope():
             return torch.cat([self._infer(rows.expand(self.K, *rows.shape)) for rows in pieces], dim=1)
+
+    def _wide(self, x: Tensor) -> Tensor:
+        """Rows (…, D of their view) as (…, D of the pack): zeros for what they lack, without what no lane reads."""
+        lacking = self.layout.D - x.shape[-1]
+        return torch.nn.functional.pad(x, (0, lacking)) if lacking > 0 else x[..., : self.layout.D]
 
     @property
     def _rows_at_once(self) -> int:
@@ -543,7 +550,7 @@ class Pack:
             for start in range(0, int((last - first).max()) + 1, self._rows_at_once):
                 rows = torch.arange(start, start + self._rows_at_once)
                 taken = torch.minimum(first[:, None] + rows, last[:, None]).to(x.device)
-                parts.append(self._infer(x[taken].to(self.data.device)))
+                parts.append(self._infer(self._wide(x[taken].to(self.data.device))))
         return torch.cat(parts, dim=1)
 
     # ---- a lane's own state ----

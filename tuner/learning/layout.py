@@ -1,9 +1,10 @@
 """Where each lane's parameters lie in a pack's flat buffers.
 
-Shapes: ``K`` lanes, deepest first; ``K_l`` of them have hidden layer l; ``D`` features; ``H`` hidden units of the
-widest lane; ``C`` outputs. A flat buffer is a row of blocks; block i holds ``lanes[i]`` equal pieces, lane by lane.
-For each layer, the head first as layer 0: weights ``(K_l, in, out)``, biases ``(K_l, out)``, and gains and shifts
-``(K_l, out)`` of hidden layers that are normalised. What a lane does not use of its pieces is padding, and zero.
+Shapes: ``K`` lanes, deepest first; ``K_l`` of them have hidden layer l; ``D`` features of the lane that has most; ``H``
+hidden units of the widest lane; ``C`` outputs. A flat buffer is a row of blocks; block i holds ``lanes[i]`` equal
+pieces, lane by lane. For each layer, the head first as layer 0: weights ``(K_l, in, out)``, biases ``(K_l, out)``, and
+gains and shifts ``(K_l, out)`` of hidden layers that are normalised. What a lane does not use of its pieces is padding,
+and zero.
 
 The head's weights lie in memory as ``(K, out, in)``: matrix kernels take three times as long over products whose rows
 are as short as the head's C outputs.
@@ -62,10 +63,11 @@ class Block:
 
 
 class Layout:
-    """The blocks of a pack of lanes with these configurations, deepest first."""
+    """The blocks of a pack of lanes with these configurations, deepest first, and so many features each."""
 
-    def __init__(self, configs: Sequence[TrialConfig], D: int, C: int) -> None:
-        self.configs, self.D, self.C = configs, D, C
+    def __init__(self, configs: Sequence[TrialConfig], features: Sequence[int], C: int) -> None:
+        self.configs, self.features, self.C = configs, features, C
+        self.D = D = max(features)
         self.K, self.L = len(configs), configs[0].depth
         self.H = padded(max(c.width for c in configs))
         self.counts = [self.K, *(sum(c.depth >= layer for c in configs) for layer in range(1, self.L + 1))]
@@ -95,7 +97,7 @@ class Layout:
         """Views of one lane's own numbers without padding, in the order of :func:`named_shapes`."""
         config = self.configs[lane]
         own = [block for block in self.blocks if block.layer <= config.depth]
-        shapes = [shape for _, shape in named_shapes(config, self.D, self.C)]
+        shapes = [shape for _, shape in named_shapes(config, self.features[lane], self.C)]
         return [block.piece(flat, lane)[:rows, :columns] for block, (rows, columns) in zip(own, shapes, strict=True)]
 
 

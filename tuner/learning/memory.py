@@ -45,7 +45,7 @@ def pack_bytes(
     number, 4 for float32. streamed: whether training rows come in chunks.
     """
     ordered = sorted(configs, key=lambda c: -c.depth)
-    layout = Layout(ordered, D, C)
+    layout = Layout(ordered, [D] * len(ordered), C)
     first, K, H = ordered[0], layout.K, layout.H
     B = micro_batch(configs, rows)
     flats = 2 + (1 if first.optimizer in ("sgd", "nesterov") else 2)

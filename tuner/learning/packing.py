@@ -53,9 +53,10 @@ def plan_packs(tasks: Sequence[LaneTask], data: DeviceData, budget: int | None =
 
     Lanes of one signature are sorted by (batch size, width, depth); dynamic programming finds the cheapest cut of that
     line into runs, all folds of a trial in one. Where trials differ in the scaling of their features, so that they
-    cannot read one copy of a batch, those of one scaling are put side by side as well, and the cheaper plan counts. On
-    a GPU launches are dear and one large pack wins; on a CPU padding is dear and cuts win. No run of two or more trials
-    is predicted to take more than ``budget`` bytes (None: :func:`memory_budget`).
+    cannot read one copy of a batch and may have more or fewer of them, those of one scaling are put side by side as
+    well, and the cheaper plan counts. On a GPU launches are dear and one large pack wins; on a CPU padding is dear and
+    cuts win. No run of two or more trials is predicted to take more than ``budget`` bytes (None:
+    :func:`memory_budget`).
     """
     budget = memory_budget(data.device) if budget is None else budget
     signatures: dict[tuple[Value, ...], list[LaneTask]] = {}
@@ -68,7 +69,7 @@ def bytes_of(tasks: Sequence[LaneTask], data: DeviceData) -> int:
     """Predicted bytes of these trials as one pack."""
     configs, rows = _members(tasks, data)
     evaluated = max(last - first for first, last in (span.val for span in data.spans.values()))
-    D, C, item = data.n_features, data.n_outputs, data.x_train.element_size()
+    D, C, item = _features(tasks, data), data.n_outputs, data.x_train.element_size()
     return pack_bytes(
         configs, rows, D, C, rows_evaluated=evaluated, item=item, streamed=data.streamed, device=data.device
     )
@@ -86,13 +87,18 @@ def _epoch_seconds(
 ) -> float:
     configs, rows = _members(tasks, data)
     shared = len(configs) == len(tasks) and may_share(read, configs, rows)
-    return pack_seconds(configs, rows, data.n_features, data.n_outputs, machine, shared=shared)
+    return pack_seconds(configs, rows, _features(tasks, data), data.n_outputs, machine, shared=shared)
 
 
 def _reading(task: LaneTask, data: DeviceData) -> Reading | None:
     """What a trial's next epoch reads; the folds of one never read the same."""
     read = reading(task.lane, data)
     return None if read is None else (*read, task.state.progress.epoch if task.state else 0)
+
+
+def _features(tasks: Sequence[LaneTask], data: DeviceData) -> int:
+    """D of these trials as one pack."""
+    return max(data.features_of(task.lane.config.scaling) for task in tasks)
 
 
 def _members(tasks: Sequence[LaneTask], data: DeviceData) -> tuple[list[TrialConfig], list[int]]:

@@ -18,7 +18,6 @@ from tuner.learning import draws
 from tuner.learning.layout import Layout
 from tuner.learning.mlp import drawn_layer, initial_bounds
 from tuner.learning.randomness import U64
-from tuner.trial import TrialConfig
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -58,15 +57,15 @@ class Parameters:
         if self.averages:
             self.mean.copy_(self.theta)
 
-    def _shapes(self, config: TrialConfig) -> list[tuple[int, int]]:
+    def _shapes(self, k: int) -> list[tuple[int, int]]:
         """(inputs, outputs) of each layer of a lane, the head first."""
-        D, C = self.layout.D, self.layout.C
+        config, D, C = self.configs[k], self.layout.features[k], self.layout.C
         return [(config.width, C), (D, config.width), *[(config.width, config.width)] * (config.depth - 1)]
 
     def _fill_lane(self, k: int) -> None:
         W, b, gain = (self.layout.views(self.theta, name) for name in ("weight", "bias", "gain"))
         config = self.configs[k]
-        for layer, (fan_in, fan_out) in enumerate(self._shapes(config)):
+        for layer, (fan_in, fan_out) in enumerate(self._shapes(k)):
             weight, bias = drawn_layer(int(self._keys[k]), layer, fan_in, fan_out, config.initialization)
             W[layer][k, :fan_in, :fan_out] = torch.from_numpy(weight).to(self.theta)
             if layer in b:
@@ -81,7 +80,7 @@ class Parameters:
         inside = torch.arange(self.layout.H, device=self.theta.device) < width[:, None]
         for layer, count in enumerate(self.layout.counts):
             configs = self.configs[:count]
-            fans = [self._shapes(config)[layer] for config in configs]
+            fans = [self._shapes(k)[layer] for k in range(count)]
             bounds = np.array([initial_bounds(*fan, c.initialization) for fan, c in zip(fans, configs, strict=True)])
             draws.fill_layer(W[layer], b.get(layer), self._keys[:count], layer, fans, bounds)
             if layer in gain:

@@ -48,7 +48,8 @@ class Run:
     def weights(self, data: DeviceData) -> dict[str, Vector]:
         """The weights it is judged by, by name, in torch's orientation: see :func:`named_arrays`."""
         theta = self.arrays.get("mean", self.arrays["theta"])
-        return named_arrays(theta, self.lane.config, data.n_features, data.n_outputs)
+        config = self.lane.config
+        return named_arrays(theta, config, data.features_of(config.scaling), data.n_outputs)
 
 
 def train(

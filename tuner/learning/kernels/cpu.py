@@ -73,7 +73,7 @@ def _gather(x, y, order, whole, x_out, y_out):  # type: ignore[no-untyped-def]
             y_out[k, r] = y[row]
             if k < x_out.shape[0]:
                 # A loop is one copy of memory to the compiler; assigning slices makes numba look for overlaps first.
-                for d in range(x.shape[1]):
+                for d in range(x_out.shape[2]):
                     x_out[k, r, d] = x[row, d]
 
 

@@ -76,12 +76,12 @@ def _place(B, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_PLAIN)
-def _gather(x, y, order, whole, x_out, y_out, K, B, D, n, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _gather(x, y, order, whole, x_out, y_out, K, B, D, n, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     k, r, d = _place(B, ROWS, COLUMNS)
     live = r < tl.load(whole + _COUNT * K + k)
     row = tl.load(order + k * n + tl.load(whole + _START * K + k) + r, mask=live, other=0)
     used = live[:, None] & (d < D)[None, :]
-    values = tl.load(x + row[:, None] * D + d[None, :], mask=used, other=0.0)
+    values = tl.load(x + row[:, None] * stride + d[None, :], mask=used, other=0.0)
     tl.store(x_out + (k * B + r)[:, None] * D + d[None, :], values, mask=used)
     if tl.program_id(1) == 0:
         tl.store(y_out + k * B + r, tl.load(y + row, mask=live, other=0), mask=live)
@@ -450,7 +450,8 @@ class CudaKernels:
 
     def gather(self, x: Tensor, y: Tensor, order: Tensor, step: Step, x_out: Tensor, y_out: Tensor) -> None:
         K, (copies, B, D), n = len(y_out), x_out.shape, order.shape[1]
-        self._by_tiles(_gather, (copies, B, D), x, y, order, step.whole, x_out, y_out, K, B, D, n)
+        numbers = (K, B, D, n, x.stride(0))
+        self._by_tiles(_gather, (copies, B, D), x, y, order, step.whole, x_out, y_out, *numbers)
         if copies < K:
             self._by_tiles(_gather_targets, (K, B, 1), y, order, step.whole, y_out, K, B, n)
 

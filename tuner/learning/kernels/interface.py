@@ -89,7 +89,7 @@ class Kernels(Protocol):
         ...
 
     def gather(self, x: Handle, y: Handle, order: Handle, step: Step, x_out: Handle, y_out: Handle) -> None:
-        """Rows of this micro-step: x (n, D), y (n,), order (K, n) -> x_out (K, B, D), y_out (K, B).
+        """Rows of this micro-step: x (n, D or more), y (n,), order (K, n) -> x_out (K, B, D), y_out (K, B).
 
         Where all lanes have the same rows x_out may be (1, B, D), and gets the first lane's. What lies beyond a lane's
         row count is left as any finite numbers.

@@ -44,7 +44,7 @@ class ReferenceKernels:
         copies, B, D = x_out.shape
         position = step.whole[Whole.START][:, None] + torch.arange(B, device=x.device)
         rows = order.gather(1, position.clamp_(max=order.shape[1] - 1))
-        torch.index_select(x, 0, rows[:copies].reshape(-1), out=x_out.view(copies * B, D))
+        torch.index_select(x[:, :D], 0, rows[:copies].reshape(-1), out=x_out.view(copies * B, D))
         torch.index_select(y, 0, rows.view(-1), out=y_out.view(-1))
 
     def drop_inputs(self, x: Tensor, words: Tensor, step: Step, lanes: Lanes) -> None:
