@@ -15,7 +15,8 @@ Where a target is missed, a profile says where the fused trainer's time goes, an
 machine can do: products against the measured matmul peak, the optimizer's traffic against memory's measured speed.
 A floor follows: the time of exactly these products, optimizer steps and copies of rows, each alone at its best, and
 nothing for all else. As many times as an epoch now takes longer than that the ratio could still grow; only where the
-product is below the target is the target out of reach of these packs.
+product is below the target is the target out of reach of these packs. A second one has every product at the matmul
+peak, which no shape of a product reaches: no implementation of this arithmetic gets above that on this machine.
 """
 
 from __future__ import annotations
@@ -76,12 +77,13 @@ class Part:
 class Floor:
     """Seconds of one thread that an epoch of these packs cannot do without, each part alone at its best.
 
-    epoch: what one takes now, measured in the same process. rows: of copying each lane's rows into its batches.
+    epoch: what one takes now, measured in the same process. at_peak: of the products at the matmul peak. rows: of
+    copying rows into batches.
     """
 
     epoch: float
-
     products: float
+    at_peak: float
     optimizer: float
     rows: float
 
@@ -89,6 +91,11 @@ class Floor:
     def share(self) -> float:
         """Of what an epoch takes now."""
         return (self.products + self.optimizer + self.rows) / self.epoch
+
+    @property
+    def share_at_peak(self) -> float:
+        """Likewise, with products at the peak."""
+        return (self.at_peak + self.optimizer + self.rows) / self.epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +113,7 @@ class Row:
     profile: list[Part]  # of a row that misses its target
     floor: Floor | None  # of such a row, too
     ratio_most: float | None  # to the tight loop, if there were nothing but the floor
+    ratio_at_peak: float | None  # and if products were at the peak as well
 
 
 def target_of(configs: Sequence[TrialConfig]) -> float:
@@ -260,7 +268,7 @@ def profile(shape: str, configs: list[TrialConfig], peak: float) -> list[Part]:
     return [*parts, Part(name="launches and all else", share=1 - sum(spent.values()) / total)]
 
 
-def floor(shape: str, configs: list[TrialConfig]) -> Floor:
+def floor(shape: str, configs: list[TrialConfig], peak: float) -> Floor:
     """The floor of one process of one thread, by the thread's own time."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -291,7 +299,8 @@ def floor(shape: str, configs: list[TrialConfig]) -> Floor:
         copying = best_seconds(lambda p=pack, s=source, t=step, x=x, y=y: p.kernels.gather(*s, t, x, y))
         rows += copying * whole[:, Whole.COUNT].sum() / whole[0, Whole.COUNT].sum()
         optimizer += 7 * 4 * sum(parameters * n for parameters, n in optimizer_work(pack)) / fastest_optimizer()
-    return Floor(epoch=epoch, products=products, optimizer=optimizer, rows=rows)
+    at_peak = sum(flops(config, shape) for config in configs) / peak
+    return Floor(epoch=epoch, products=products, at_peak=at_peak, optimizer=optimizer, rows=rows)
 
 
 def best_seconds(work: Callable[[], None]) -> float:
@@ -375,7 +384,8 @@ def floor_text(row: Row) -> str:
     parts = {"products": least.products, "optimizer": least.optimizer, "rows": least.rows}
     shares = ", ".join(f"{name} {seconds / least.epoch:.0%}" for name, seconds in parts.items())
     verdict = "below the target: out of reach" if row.ratio_most < row.target else "not below the target: no proof"
-    return f"floor: {shares} of an epoch now; without all else at most {row.ratio_most:.1f}x, {verdict}"
+    at_peak = f"with products at the peak {row.ratio_at_peak:.1f}x"
+    return f"floor: {shares} of an epoch now; without all else at most {row.ratio_most:.1f}x, {verdict}; {at_peak}"
 
 
 def main() -> None:
@@ -405,7 +415,7 @@ def main() -> None:
             work = statistics.mean(flops(config, shape) for config in configs)
             ratio, target = statistics.median(r["fused"] / r["tight"] for r in rounds), target_of(configs)
             missed = ratio < target
-            least = pool.submit(floor, shape, configs).result() if missed else None
+            least = pool.submit(floor, shape, configs, peak).result() if missed else None
             row = Row(
                 case=case,
                 **speed,
@@ -414,6 +424,7 @@ def main() -> None:
                 profile=pool.submit(profile, shape, configs, peak).result() if missed else [],
                 floor=least,
                 ratio_most=ratio / least.share if least else None,
+                ratio_at_peak=ratio / least.share_at_peak if least else None,
                 ratio_loader=statistics.median(r["fused"] / r["loader"] for r in rounds),
                 matmul_share=speed["fused"] * work / (2 * peak),
             )

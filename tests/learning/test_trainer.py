@@ -63,6 +63,21 @@ def test_each_lane_stops_at_its_own_target_and_the_pack_shrinks() -> None:
         assert_equal_states(trainer.state(n), train_to_end([task], data, "error")[n])
 
 
+def test_lanes_that_are_over_do_not_keep_the_others_from_sharing_batches() -> None:
+    data = make_data()
+    tasks = [
+        LaneTask(lane=lane_of(make_config(dropout=0.2), n, order_key=5), target_epochs=target)
+        for n, target in enumerate((1, 3, 3))
+    ]
+    trainer = PackTrainer(tasks, data, "error")
+    for running in ([0, 1, 2], [1, 2], [1, 2]):
+        assert trainer.running == running
+        trainer.run_epoch()
+        assert trainer._pack.shared
+    for n, task in enumerate(tasks):
+        assert_equal_states(trainer.state(n), train_to_end([task], data, "error")[n])
+
+
 def test_a_lane_that_is_at_its_target_trains_no_epoch() -> None:
     data, config = make_data(), make_config()
     state = train_to_end([task_of(config, target=3)], data, "error")[0]

@@ -74,6 +74,39 @@ def trial_lane(seed: int, number: int, config: TrialConfig) -> Lane:
     return Lane(number=number, config=config, key=lane_key(seed, number), order_key=lane_key(seed))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerTensors:
+    """The factors and results of a hidden layer's products, forward and backward, of the K_l lanes that have it.
+
+    below (K_l, B, in), z and dz (K_l, B, H), weight and gradient (K_l, in, H); d_below (K_l, B, in): None for the first
+    layer, whose inputs' gradient nobody needs. Ending in _t: transposed.
+    """
+
+    below: Tensor
+    below_t: Tensor
+    weight: Tensor
+    weight_t: Tensor
+    gradient: Tensor
+    z: Tensor
+    dz: Tensor
+    d_below: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadTensors:
+    """Likewise of the head, of the J lanes with one last hidden layer: out (J, C, B), a and da (J, B, H), weight and
+    gradient (J, C, H).
+    """
+
+    out: Tensor
+    out_t: Tensor
+    a: Tensor
+    a_t: Tensor
+    da: Tensor
+    weight: Tensor
+    gradient: Tensor
+
+
 Reading = tuple[Hashable, ...]
 
 
@@ -142,6 +175,7 @@ class Pack:
         self.plan = EpochPlan(self.configs, self.rows, self.B)
         self._ahead: tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None = None
         self._allocate_rows()
+        self._pair_tensors()
         self.products = Products(first.precision)
         self.interrupted: Callable[[], bool] = lambda: False  # asked before each micro-step
         self._graphed = data.device.type == "cuda" if graphed is None else graphed
@@ -163,10 +197,6 @@ class Pack:
         self.W, self.b = layout.views(self.theta, "weight"), layout.views(self.theta, "bias")
         self.gW, self.gb = layout.views(self.gradient, "weight"), layout.views(self.gradient, "bias")
         self.judged = {name: layout.views(self.mean, name) for name in ("weight", "bias", "gain", "shift")}
-        # The head's as they lie in memory: (K, C, H).
-        self.head_W, self.head_gW, self.judged_head_W = (
-            weights[0].transpose(1, 2) for weights in (self.W, self.gW, self.judged["weight"])
-        )
         self.gain, self.shift = layout.views(self.theta, "gain"), layout.views(self.theta, "shift")
         self.g_gain, self.g_shift = layout.views(self.gradient, "gain"), layout.views(self.gradient, "shift")
         self.coefficients = torch.ones(self.K, device=self.data.device, dtype=self.data.dtype)
@@ -211,12 +241,40 @@ class Pack:
         x, y = (self._stream.x, self._stream.y) if self._stream else (data.x_train, data.y_train)
         self._h_rows = handle(x), handle(y), handle(self._stream.order if self._stream else self.order)
         self._may_share = may_share([reading(lane, data) for lane in self.lanes], self.configs, self.rows)
-        self._share(False)
+        self.shared = False  # whether the lanes read one copy of each batch in this epoch
 
-    def _share(self, shared: bool) -> None:
-        """Let the lanes read one copy of each batch from now on, or each its own."""
-        self.shared = shared
-        self.a[0] = self.x[:1].expand(self.K, -1, -1) if shared else self.x
+    def _pair_tensors(self) -> None:
+        """Every product's factors and results, made once: a view costs the host as much as a small product."""
+        head_W, head_gW = (weights[0].transpose(1, 2) for weights in (self.W, self.gW))  # as they lie in memory
+
+        def layer_tensors(layer: int, below: Tensor) -> LayerTensors:
+            count = self.layout.counts[layer]
+            return LayerTensors(
+                below=below[:count],
+                below_t=below[:count].transpose(1, 2),
+                weight=self.W[layer],
+                weight_t=self.W[layer].transpose(1, 2),
+                gradient=self.gW[layer],
+                z=self.z[layer - 1],
+                dz=self.da[layer - 1],
+                d_below=self.da[layer - 2][:count] if layer > 1 else None,
+            )
+
+        above = [layer_tensors(layer, self.a[layer - 1]) for layer in range(2, self.L + 1)]
+        one_copy = self.x[:1].expand(self.K, -1, -1)
+        self._layers = {shared: [layer_tensors(1, x), *above] for shared, x in ((False, self.x), (True, one_copy))}
+        self._heads = [
+            HeadTensors(
+                out=self.out[first:last],
+                out_t=self.out[first:last].transpose(1, 2),
+                a=self.a[layer][first:last],
+                a_t=self.a[layer][first:last].transpose(1, 2),
+                da=self.da[layer - 1][first:last],
+                weight=head_W[first:last],
+                gradient=head_gW[first:last],
+            )
+            for layer, first, last in self.heads
+        ]
 
     def _describe_lanes(self) -> None:
         whole = np.zeros((len(LaneWhole), self.K), dtype=np.int64)
@@ -258,7 +316,7 @@ class Pack:
             inside[k] = epochs[given]
         ahead, self._ahead = self._ahead, None
         real_rows = ahead[1] if ahead is not None and np.array_equal(ahead[0], inside) else self.plan.real_rows(inside)
-        self._share(self._may_share and bool((inside == inside[0]).all()))
+        self.shared = self._may_share and bool((inside == inside[0]).all())
         self._draw(inside)
         self.loss.zero_()
         whole, real = torch.from_numpy(self.plan.whole_rows), torch.from_numpy(real_rows)
@@ -320,13 +378,14 @@ class Pack:
         self.words.copy_(torch.from_numpy(masks.astype(np.int64)))
 
     def _train_step(self, step: Step, whole: Tensor) -> None:
-        kernels, products, counts, accumulate = self.kernels, self.products, self.layout.counts, self.accumulate
+        kernels, products, accumulate = self.kernels, self.products, self.accumulate
+        layers = self._layers[self.shared]
         kernels.gather(*self._h_rows, step, self._h_shared_x if self.shared else self._h_x, self._h_y)
         if self.drops_inputs:
             kernels.drop_inputs(self._h_x, self._h_words[0], step, self.lane_numbers)
-        saved = [self._forward_layer(layer, step, whole) for layer in range(1, self.L + 1)]
-        for layer, first, last in self.heads:
-            products.set(self.out[first:last], self.head_W[first:last], self.a[layer][first:last].transpose(1, 2))
+        saved = [self._forward_layer(layer, own, step, whole) for layer, own in enumerate(layers, start=1)]
+        for head in self._heads:
+            products.set(head.out, head.weight, head.a_t)
         kernels.head(
             self.head,
             self._h_out,
@@ -338,20 +397,17 @@ class Pack:
             self._h_loss,
             accumulate,
         )
-        for layer, first, last in self.heads:
-            out, a = self.out[first:last], self.a[layer][first:last]
-            products.add(self.head_gW[first:last], out, a, keep=accumulate)
-            products.set(self.da[layer - 1][first:last], out.transpose(1, 2), self.head_W[first:last])
+        for head in self._heads:
+            products.add(head.gradient, head.out, head.a, keep=accumulate)
+            products.set(head.da, head.out_t, head.weight)
         for layer in range(self.L, 0, -1):
-            count, da = counts[layer], self.da[layer - 1]
-            through = self.residual and layer > 1
-            if through:  # what the layer adds to its input passes the gradient on as it is
-                self.da[layer - 2][:count].copy_(da)
+            own = layers[layer - 1]
+            if self.residual and own.d_below is not None:  # what is added to a layer's input passes on as it is
+                own.d_below.copy_(own.dz)
             self._backward_layer(layer, saved[layer - 1], whole)
-            below = self.a[layer - 1][:count]
-            products.add(self.gW[layer], below.transpose(1, 2), da, keep=accumulate)
-            if layer > 1:
-                products.add(self.da[layer - 2][:count], da, self.W[layer].transpose(1, 2), keep=through)
+            products.add(own.gradient, own.below_t, own.dz, keep=accumulate)
+            if own.d_below is not None:
+                products.add(own.d_below, own.dz, own.weight_t, keep=self.residual)
         if self.clips:
             kernels.clip(self._h_theta, self._h_gradient, self._blocks, self.lane_numbers, self._h_coefficients)
         kernels.optimize(
@@ -368,11 +424,10 @@ class Pack:
         if self.averages:
             kernels.average(self._h_theta, self._h_mean, self._blocks, step)
 
-    def _forward_layer(self, layer: int, step: Step, whole: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _forward_layer(self, layer: int, own: LayerTensors, step: Step, whole: Tensor) -> tuple[Tensor, Tensor] | None:
         """Hidden layer ``layer`` of a micro-step; what its normalisation's backward pass needs, if it has one."""
-        count = self.layout.counts[layer]
-        below, z = self.a[layer - 1][:count], self.z[layer - 1]
-        self.products.set(z, below, self.W[layer])
+        count, z = self.layout.counts[layer], own.z
+        self.products.set(z, own.below, own.weight)
         saved = None
         if self.norm != "none":
             if self.norm == "layer":
@@ -394,7 +449,7 @@ class Pack:
             self._h_a[layer],
         )
         if self.residual and layer > 1:
-            self.a[layer] += below
+            self.a[layer] += own.below
         return saved
 
     def _backward_layer(self, layer: int, saved: tuple[Tensor, Tensor] | None, whole: Tensor) -> None:
@@ -518,7 +573,8 @@ class Pack:
                 a = self._activate(layer, normalised, below)
             if layer in heads:
                 first, last = heads[layer]
-                self.products.set(out[first:last], self.judged_head_W[first:last], a[first:last].transpose(1, 2))
+                weight = judged["weight"][0][first:last].transpose(1, 2)
+                self.products.set(out[first:last], weight, a[first:last].transpose(1, 2))
                 out[first:last] += judged["bias"][0][first:last, :, None]
             below = a
         return out.transpose(1, 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 from tuner.learning.device import DeviceData
 from tuner.learning.lanes import Reading, may_share, reading
@@ -19,6 +21,7 @@ PRODUCT_PASSES = 3  # a micro-step reads each weight forward and backward, and w
 ROW_PASSES = (
     4  # it copies its rows, and reads the copy forward and backward; a copy that lanes share stays in the cache
 )
+MOST_CUTS = 32  # of a line of trials: it is cut at multiples only, so that thousands of lanes stay cheap to plan
 FLATS = 4  # vectors of the size of the parameters: θ, g, m, v
 
 
@@ -52,11 +55,10 @@ def plan_packs(tasks: Sequence[LaneTask], data: DeviceData, budget: int | None =
     """Partition trials into packs: equal signatures, similar batch sizes and widths, cheapest in total.
 
     Lanes of one signature are sorted by (batch size, width, depth); dynamic programming finds the cheapest cut of that
-    line into runs, all folds of a trial in one. Where trials differ in the scaling of their features, so that they
-    cannot read one copy of a batch and may have more or fewer of them, those of one scaling are put side by side as
-    well, and the cheaper plan counts. On a GPU launches are dear and one large pack wins; on a CPU padding is dear and
-    cuts win. No run of two or more trials is predicted to take more than ``budget`` bytes (None:
-    :func:`memory_budget`).
+    line into runs, all folds of a trial in one. Where trials differ in the scaling of their features or in their epoch,
+    so that they cannot read one copy of a batch, those that do not are put side by side as well, and the cheaper plan
+    counts. On a GPU launches are dear and one large pack wins; on a CPU padding is dear and cuts win. No run of two or
+    more trials is predicted to take more than ``budget`` bytes (None: :func:`memory_budget`).
     """
     budget = memory_budget(data.device) if budget is None else budget
     signatures: dict[tuple[Value, ...], list[LaneTask]] = {}
@@ -67,45 +69,65 @@ def plan_packs(tasks: Sequence[LaneTask], data: DeviceData, budget: int | None =
 
 def bytes_of(tasks: Sequence[LaneTask], data: DeviceData) -> int:
     """Predicted bytes of these trials as one pack."""
-    configs, rows = _members(tasks, data)
-    evaluated = max(last - first for first, last in (span.val for span in data.spans.values()))
-    D, C, item = _features(tasks, data), data.n_outputs, data.x_train.element_size()
-    return pack_bytes(
-        configs, rows, D, C, rows_evaluated=evaluated, item=item, streamed=data.streamed, device=data.device
-    )
+    return _Members.of(tasks, data).bytes(data)
 
 
 def seconds_of(tasks: Sequence[LaneTask], data: DeviceData) -> float:
     """Estimated seconds to train these trials as one pack from the start to the last one's target."""
     epochs = max(task.target_epochs for task in tasks)
-    read = [_reading(task, data) for task in tasks]
-    return epochs * _epoch_seconds(tasks, read, data, machine_of(data.device))
+    return epochs * _Members.of(tasks, data).epoch_seconds(data, machine_of(data.device))
 
 
-def _epoch_seconds(
-    tasks: Sequence[LaneTask], read: Sequence[Reading | None], data: DeviceData, machine: Machine
-) -> float:
-    configs, rows = _members(tasks, data)
-    shared = len(configs) == len(tasks) and may_share(read, configs, rows)
-    return pack_seconds(configs, rows, _features(tasks, data), data.n_outputs, machine, shared=shared)
+@dataclass(frozen=True, kw_only=True)
+class _Members:
+    """What estimates need to know of each lane: its configuration, training rows, features, and what it reads next."""
+
+    configs: Sequence[TrialConfig]
+    rows: Sequence[int]
+    features: Sequence[int]
+    read: Sequence[Reading | None]
+
+    @classmethod
+    def of(cls, tasks: Sequence[LaneTask], data: DeviceData) -> _Members:
+        configs, rows, features, read = [], [], [], []
+        for task in tasks:
+            lane, scaling = task.lane, task.lane.config.scaling
+            spans = [data.spans[scaling, lane.fold + fold].train for fold in range(task.folds)]
+            configs += [lane.config] * task.folds
+            rows += [last - first for first, last in spans]
+            features += [data.features_of(scaling)] * task.folds
+            whole = reading(lane, data) if task.folds == 1 else None  # the folds of a trial never read the same
+            read += [None if whole is None else (*whole, _epoch(task))] * task.folds
+        return cls(configs=configs, rows=rows, features=features, read=read)
+
+    def run(self, first: int, last: int) -> _Members:
+        """Of some lanes side by side."""
+        own = slice(first, last)
+        return _Members(
+            configs=self.configs[own], rows=self.rows[own], features=self.features[own], read=self.read[own]
+        )
+
+    def bytes(self, data: DeviceData) -> int:
+        evaluated = max(last - first for first, last in (span.val for span in data.spans.values()))
+        return pack_bytes(
+            self.configs,
+            self.rows,
+            max(self.features),
+            data.n_outputs,
+            rows_evaluated=evaluated,
+            item=data.x_train.element_size(),
+            streamed=data.streamed,
+            device=data.device,
+        )
+
+    def epoch_seconds(self, data: DeviceData, machine: Machine) -> float:
+        shared = may_share(self.read, self.configs, self.rows)
+        return pack_seconds(self.configs, self.rows, max(self.features), data.n_outputs, machine, shared=shared)
 
 
-def _reading(task: LaneTask, data: DeviceData) -> Reading | None:
-    """What a trial's next epoch reads; the folds of one never read the same."""
-    read = reading(task.lane, data)
-    return None if read is None else (*read, task.state.progress.epoch if task.state else 0)
-
-
-def _features(tasks: Sequence[LaneTask], data: DeviceData) -> int:
-    """D of these trials as one pack."""
-    return max(data.features_of(task.lane.config.scaling) for task in tasks)
-
-
-def _members(tasks: Sequence[LaneTask], data: DeviceData) -> tuple[list[TrialConfig], list[int]]:
-    """Configuration and training rows of each lane."""
-    configs = [task.lane.config for task in tasks for _ in range(task.folds)]
-    spans = [data.spans[lane.config.scaling, lane.fold].train for task in tasks for lane in task.lanes]
-    return configs, [last - first for first, last in spans]
+def _epoch(task: LaneTask) -> int:
+    """How many epochs a trial has trained."""
+    return task.state.progress.epoch if task.state else 0
 
 
 def halved(pack: list[LaneTask]) -> tuple[list[LaneTask], list[LaneTask]]:
@@ -120,16 +142,17 @@ def _partition(group: list[LaneTask], data: DeviceData, budget: int) -> list[lis
         return (c.batch_size, c.width, c.depth, task.lane.number)
 
     lines = [sorted(group, key=similarity)]
-    if len({task.lane.config.scaling for task in group}) > 1:
-        lines.append(sorted(lines[0], key=lambda task: task.lane.config.scaling))
+    if len({(task.lane.config.scaling, _epoch(task)) for task in group}) > 1:
+        lines.append(sorted(lines[0], key=lambda task: (task.lane.config.scaling, _epoch(task))))
     _, packs = min((_cut(line, data, budget) for line in lines), key=lambda cut: cut[0])
     return packs
 
 
 def _cut(line: list[LaneTask], data: DeviceData, budget: int) -> tuple[float, list[list[LaneTask]]]:
     """The cheapest cut of a line of trials: its estimated seconds an epoch, and its packs."""
-    machine, read = machine_of(data.device), [_reading(task, data) for task in line]
-    grain = -(-len(line) // 64)  # cut only at multiples, so that thousands of lanes stay cheap to plan
+    machine, members = machine_of(data.device), _Members.of(line, data)
+    lanes_before = [0, *accumulate(task.folds for task in line)]
+    grain = -(-len(line) // MOST_CUTS)
     while grain > 1 and bytes_of(line[-grain:], data) > budget:
         grain //= 2
     cuts = [*range(0, len(line), grain), len(line)]
@@ -137,11 +160,10 @@ def _cut(line: list[LaneTask], data: DeviceData, budget: int) -> tuple[float, li
     for j in range(1, len(cuts)):
         options = []
         for i in range(j - 1, -1, -1):
-            run = line[cuts[i] : cuts[j]]
-            lanes = sum(task.folds for task in run)
-            if i < j - 1 and (lanes > machine.max_lanes or bytes_of(run, data) > budget):
+            run = members.run(lanes_before[cuts[i]], lanes_before[cuts[j]])
+            if i < j - 1 and (len(run.configs) > machine.max_lanes or run.bytes(data) > budget):
                 break
-            options.append((best[i][0] + _epoch_seconds(run, read[cuts[i] : cuts[j]], data, machine), i))
+            options.append((best[i][0] + run.epoch_seconds(data, machine), i))
         best.append(min(options))
     packs: list[list[LaneTask]] = []
     j = len(cuts) - 1

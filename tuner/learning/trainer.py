@@ -133,7 +133,9 @@ class PackTrainer:
         results: dict[int, EpochResult] = {}
         improved: list[int] = []
         maximize = METRICS[self.metric].direction == "maximize"
-        epoch_of = {n: self.progress[n].epoch + 1 if n in self._running else 1 for n in self._places}
+        # Those that are over only fill their places: at the epoch of others they do not keep them from sharing batches.
+        filling = self.progress[self._running[0]].epoch + 1
+        epoch_of = {n: self.progress[n].epoch + 1 if n in self._running else filling for n in self._places}
         train_loss = self._pack.train_epoch([epoch_of[n] for n, lanes in self._places.items() for _ in lanes])
         val_loss, value = self._pack.validate(self.metric)
         for number, lanes in self._places.items():
