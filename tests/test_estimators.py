@@ -20,7 +20,7 @@ import tuner
 from tests.data.test_dataset import mixed_rows
 from tuner import TunedMLPClassifier, TunedMLPRegressor
 
-SMALL: dict[str, Any] = {"trials": 4, "max_epochs": 27}  # the first three draws learn too slowly for any score
+SMALL: dict[str, Any] = {"trials": 3, "max_epochs": 27}
 IRIS = load_iris(return_X_y=True)
 DIABETES = load_diabetes(return_X_y=True)
 

@@ -30,6 +30,7 @@ from tuner.refits import REFIT, FinalRows, Member, candidates, refit, winner
 from tuner.report.study import evaluation_text
 from tuner.spec import StudySpec, parse_spec
 from tuner.storage.ledger import RungResult
+from tuner.trial import Scaling
 from tuner.worker import run_worker
 
 
@@ -243,6 +244,29 @@ def test_baselines_are_fitted_on_the_same_rows_and_compared_on_the_same_test_row
     assert by_name["constant"]["difference"]["verdict"] == "network"
 
 
+@pytest.mark.parametrize("choices", [["piecewise", "robust"], ["piecewise", "standard"], ["piecewise"]])
+def test_baselines_of_a_winner_with_numbers_in_bins_have_plain_features(
+    choices: list[Scaling], manager: StudyManager
+) -> None:
+    simplest = choices[-1]
+    spec = study(data={"scaling": {"choices": choices} if len(choices) > 1 else "piecewise"})
+    finish(manager, spec)
+    trials = {row.params["scaling"] if len(choices) > 1 else "piecewise": row for row in manager.trials("tiny")}  # type: ignore[index]
+    row = trials["piecewise"]
+    config = spec.trial_config(row.params or {})
+    best = Member(trial=row.number, params=row.params or {}, config=config, value=row.value or 0.0, epochs=row.epochs)
+    data = load_training_data(spec, Path())
+    report = fit_all(spec, Path(), data, best, device="cpu").score_on_test(Path())
+    final = load_final_data(spec, Path(), simplest)
+    train, rows = final.data.only.train, open_test(spec, Path(), {simplest: final.preprocessing})[simplest]
+    linear = next(baseline for baseline in report.baselines if baseline.name == "linear")
+    model = LogisticRegression(**linear.settings, max_iter=200).fit(train.x, train.y)
+    assert linear.test.mean == pytest.approx(np.mean(model.predict(rows.x) != rows.y))
+    assert report.params == best.params
+    wide, plain = (load_final_data(spec, Path(), s).data.n_features for s in ("piecewise", simplest))
+    assert wide > plain or simplest == "piecewise"
+
+
 @pytest.mark.parametrize(("fit_on", "trained"), [("train", 9), ("train+val", 4)])
 def test_a_refit_lasts_as_long_as_its_trial_where_no_rows_are_left_to_stop_on(fit_on: str, trained: int) -> None:
     """Of a time budget that is over before any trial completes, the winner is one that got furthest."""
@@ -273,6 +297,7 @@ def test_a_baseline_that_is_better_is_called_so(manager: StudyManager) -> None:
         {"model": {"loss": {"choices": ["hinge", "cross_entropy"]}}, "study": {"metric": "accuracy"}},
         {"training": {"patience": 2}, "study": {"metric": "roc_auc"}},
         {"data": {"split": {"folds": 3}, "scaling": {"choices": ["standard", "quantile"]}}},
+        {"data": {"scaling": {"choices": ["standard", "piecewise"]}}},
         {"study": {"metric": "mae"}, "data": {"source": "sklearn:diabetes", "split": {"folds": 2}}},
     ],
     ids=str,

@@ -7,7 +7,7 @@ import pytest
 
 from tests.data.test_dataset import mixed_rows
 from tuner import recipe
-from tuner.data import load_training_data
+from tuner.data import Schema, load_training_data
 from tuner.errors import DataError, SpecMismatchError
 from tuner.manager import StudyManager
 from tuner.plan import create_study
@@ -28,6 +28,23 @@ def test_a_recipe_is_a_study(tmp_path: Path) -> None:
     assert spec.fit_on == "train+val"
     assert load_training_data(spec, tmp_path).n_outputs == 2
     assert written.text.count("#") > 10  # it explains itself
+
+
+@pytest.mark.parametrize(
+    ("train", "rows", "encodes"), [(9_999, 20_000, False), (10_000, 20_000, True), (600_000, 1_000_000, False)]
+)
+def test_numbers_go_in_bins_where_there_are_rows_for_it_and_memory(
+    train: int, rows: int, encodes: bool, tmp_path: Path
+) -> None:
+    schema = Schema.infer(pl.DataFrame(mixed_rows()).drop("y"), np.arange(60))
+    assert recipe._encodes(schema, train, rows) == encodes
+    text = Schema.infer(pl.DataFrame({"a": ["x", "y", "z"] * 20}), np.arange(60))
+    assert not recipe._encodes(text, train, rows)
+    write_table(tmp_path / "t.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "_encodes", lambda *_: encodes)
+        choices = write_recipe("t.csv", "y", root=tmp_path).content["data"]["scaling"]["choices"]
+    assert ("piecewise" in choices) == encodes
 
 
 @pytest.mark.parametrize(

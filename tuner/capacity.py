@@ -136,6 +136,7 @@ def _bytes(config: TrialConfig, table: Table, device: torch.device) -> int:
         table.outputs,
         rows_evaluated=table.val,
         streamed=table.streamed,
+        views=table.folds,
         device=device,
     )
 

@@ -347,7 +347,7 @@ def _baseline_scaling(spec: StudySpec, winners: Scaling) -> Scaling:
 
 
 def _baselines(spec: StudySpec, data: TrainingData, rows: FinalRows, scaling: Scaling) -> list[Baseline]:
-    """Settings are picked between the first fold's train and validation rows; fitted on what the winner is."""
+    """Settings are picked between the first fold's train and validation rows; fitted on the rows that the winner is."""
     metric, searched, final = spec.study.metric, data.views[scaling, 0], rows.finals[scaling].data.only
     sign = -1 if METRICS[metric].direction == "maximize" else 1
 

@@ -38,7 +38,9 @@ MINUTES = 5.0  # for a search that nobody gave a time
 EPOCHS = (9, 27, 81)  # powers of Hyperband's η, so that its rungs are whole
 MEASURED_LANES = 8  # trials that are trained for a moment to see how fast this machine is
 MEASURED_S = 3.0  # and for how long, at most
-MOST_ENCODED = 100_000_000  # numbers that encoding a table's numeric columns in bins may make: 400 MB
+ENCODED_ROWS = 10_000  # train rows from which on numbers in bins help; fewer are overfitted (measured on eleven tables)
+MOST_ENCODED = 100_000_000  # numbers that they may make in all: 400 MB for each worker
+SCALINGS = 3  # that a study with bins has, each with its rows
 UNEVEN = 0.2  # share of the rarest class below which an error rate says little
 
 
@@ -93,7 +95,7 @@ def write_recipe(
         target=target,
         drop=list(schema.identifiers) if drop and len(schema.identifiers) < len(schema.columns) else [],
         times=schema.of_kind("date"),
-        encodes=_encodes(schema, len(table.frame)),
+        encodes=_encodes(schema, n, len(table.frame)),
         classes=_class_comment(table),
         rows=n,
         columns=len(schema.columns),
@@ -279,10 +281,10 @@ class _Settings:
         return [name for name, rule in METRICS.items() if rule.task == self.task and name != self.metric]
 
 
-def _encodes(schema: Schema, rows: int) -> bool:
-    """Whether there are numbers to encode in bins, and memory for it."""
+def _encodes(schema: Schema, train: int, rows: int) -> bool:
+    """Whether there are numbers to encode in bins, enough train rows to learn from that, and memory for all rows."""
     numeric = len([column for column in schema.columns if column.kind in ("numeric", "date")])
-    return numeric > 0 and rows * numeric * bins_of(numeric) <= MOST_ENCODED
+    return numeric > 0 and train >= ENCODED_ROWS and SCALINGS * rows * numeric * bins_of(numeric) <= MOST_ENCODED
 
 
 def _quoted(text: str) -> str:

@@ -172,10 +172,11 @@ class FinalRows:
         *,
         also: Scaling | None = None,
     ) -> FinalRows:
-        """For every scaling that a member has, and ``also``. A relative path starts at ``root``. Raises DataError."""
+        """For every scaling of a member; of ``also`` the host's rows. A relative path starts at ``root``. DataError."""
         needed = [*(member.config.scaling for member in members), *([] if also is None else [also])]
         finals = {scaling: load_final_data(spec, root, scaling) for scaling in dict.fromkeys(needed)}
-        return cls(finals=finals, placed={s: DeviceData.place(final.data, device) for s, final in finals.items()})
+        placed = {member.config.scaling: finals[member.config.scaling] for member in members}
+        return cls(finals=finals, placed={s: DeviceData.place(final.data, device) for s, final in placed.items()})
 
     @property
     def fitted(self) -> dict[Scaling, Preprocessing]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.learning.compiled import GPU, TRITON, without_interpreter
 from tests.learning.packs import TOLERANCE, distance_from_plain, lane_of, make_config, make_data, mixed_configs
-from tests.learning.test_lanes import FORMS, NUMBERS, lanes_with
+from tests.learning.test_lanes import FORMS, NUMBERS, UNLIKE, lanes_with, sharing_lanes, unlike_lanes
 from tuner.learning.kernels import kernels_for
 from tuner.learning.kernels.reference import ReferenceKernels
 from tuner.learning.lanes import Pack
@@ -42,6 +42,21 @@ def test_cuda_gets_the_compiled_kernels() -> None:
 def test_interpreted_packs_equal_plain(changes: dict[str, object]) -> None:
     data, lanes = make_data(n=41), lanes_with(changes)
     assert distance_from_plain(Pack(lanes, data, TRITON.kernels, graphed=True), lanes, data, epochs=1) < TOLERANCE
+
+
+@without_interpreter
+def test_interpreted_packs_that_share_batches_equal_plain() -> None:
+    data, lanes = make_data(n=41), sharing_lanes()
+    pack = Pack(lanes, data, TRITON.kernels, graphed=True)
+    assert distance_from_plain(pack, lanes, data, epochs=1) < TOLERANCE
+    assert pack.shared
+
+
+@without_interpreter
+def test_interpreted_packs_of_unlike_features_equal_plain() -> None:
+    data, lanes = make_data(n=41, views=UNLIKE), unlike_lanes({})
+    assert distance_from_plain(Pack(lanes, data, TRITON.kernels, graphed=True), lanes, data, epochs=1) < TOLERANCE
+    assert distance_from_plain(Pack(lanes[:1], data, TRITON.kernels), lanes[:1], data, epochs=1) < TOLERANCE
 
 
 @without_interpreter
@@ -83,6 +98,24 @@ def test_packs_equal_plain_in_regression(optimizer: Optimizer) -> None:
 def test_random_mixed_packs_equal_plain(draw: st.DataObject, task: Task) -> None:
     data = make_data(task, device="cuda")
     lanes = [lane_of(config, number) for number, config in enumerate(draw.draw(mixed_configs(task)))]
+    assert distance_from_plain(Pack(lanes, data), lanes, data) < TOLERANCE
+
+
+@pytest.mark.gpu
+def test_packs_that_share_batches_equal_plain() -> None:
+    data, lanes = make_data(device="cuda"), sharing_lanes()
+    pack = Pack(lanes, data)
+    assert distance_from_plain(pack, lanes, data) < TOLERANCE
+    assert pack.shared
+    assert pack._step_graph().captured
+    pack.train_epoch([4, 3, 3, 3])  # no longer at one epoch: another graph
+    assert not pack.shared
+    assert pack._step_graph().captured
+
+
+@pytest.mark.gpu
+def test_packs_of_unlike_features_equal_plain() -> None:
+    data, lanes = make_data(device="cuda", views=UNLIKE), unlike_lanes({})
     assert distance_from_plain(Pack(lanes, data), lanes, data) < TOLERANCE
 
 

@@ -238,6 +238,12 @@ def test_lanes_on_unlike_views_equal_plain(changes: dict[str, object], kernels: 
 UNLIKE: tuple[tuple[Scaling, int], ...] = (("standard", 0), ("piecewise", 0))
 
 
+def unlike_lanes(changes: dict[str, object]) -> list[Lane]:
+    """Lanes with these changes, every other one with twice the features."""
+    found = enumerate(lanes_with(changes))
+    return [replace(lane, config=replace(lane.config, scaling=UNLIKE[i % 2][0])) for i, lane in found]
+
+
 @pytest.mark.parametrize("streamed", [False, True], ids=["at hand", "in chunks"])
 @pytest.mark.parametrize("kernels", KERNELS, ids=["reference", "cpu"])
 @pytest.mark.parametrize(
@@ -249,10 +255,7 @@ def test_lanes_with_unlike_features_equal_plain(changes: dict[str, object], kern
     whole = make_data(views=UNLIKE)
     data = make_data(views=UNLIKE, budget=0) if streamed else whole
     assert (data.features_of("standard"), data.features_of("piecewise"), data.n_features) == (5, 10, 10)
-    lanes = [
-        replace(lane, config=replace(lane.config, scaling=UNLIKE[i % 2][0]))
-        for i, lane in enumerate(lanes_with(changes))
-    ]
+    lanes = unlike_lanes(changes)
     assert distance_from_plain(Pack(lanes, data, kernels), lanes, whole) < TOLERANCE
     narrow = Pack([lanes[0]], data, kernels)
     assert narrow.layout.D == 5, "features that no lane of a pack has are not multiplied"

@@ -54,7 +54,7 @@ def test_plans(drawn: list[TrialConfig]) -> None:
     assert sorted(task.lane.number for pack in packs for task in pack) == list(range(len(tasks)))
     for pack in packs:
         assert len({task.lane.config.signature for task in pack}) == 1
-        assert len(pack) <= max(CPU.max_lanes, -(-len(tasks) // 64))
+        assert len(pack) <= CPU.max_lanes
     assert seconds(packs) <= seconds([[task] for task in tasks]) * (1 + 1e-9), "never worse than one at a time"
 
 
@@ -93,6 +93,22 @@ def test_scalings_go_apart_where_a_shared_copy_of_the_rows_is_worth_it() -> None
 
     assert all(len(scalings) == 1 for scalings in packs(order_key=7))
     assert all(len(scalings) == 2 for scalings in packs(order_key=None))
+
+
+@settings(max_examples=20)
+@given(st.lists(configs, min_size=40, max_size=90), st.integers(2**21, 2**24))
+def test_plans_of_unlike_features_keep_to_a_budget(drawn: list[TrialConfig], budget: int) -> None:
+    views: tuple[tuple[Scaling, int], ...] = (("piecewise", 0), ("standard", 0))
+    data = make_data(n=300, features=100, dtype=torch.float32, views=views)
+    drawn = [replace(config, scaling=views[n % 2][0]) for n, config in enumerate(drawn)]
+    packs = plan_packs(tasks_of(drawn), data, budget)
+    assert sum(map(len, packs)) == len(drawn)
+    assert all(len(pack) == 1 or bytes_of(pack, data) <= budget for pack in packs)
+
+
+def test_many_trials_on_a_cpu_go_in_packs_no_larger_than_few() -> None:
+    tasks = tasks_of([make_config(width=8)] * 1024)
+    assert {len(pack) for pack in plan_packs(tasks, DATA, LARGE)} == {CPU.max_lanes}
 
 
 def test_shared_rows_are_cheaper_only_where_lanes_share_them() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.learning.packs import VIEWS, lane_of, make_config, make_data
-from tests.learning.test_lanes import MIXED, on_views
+from tests.learning.test_lanes import MIXED, UNLIKE, on_views, unlike_lanes
 from tests.learning.test_step_graph import assert_equal
 from tuner.learning import stream
 from tuner.learning.kernels.cpu import CpuKernels
@@ -30,6 +30,22 @@ def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def lanes_of(form: dict[str, object]) -> list[Lane]:
     return [lane_of(make_config(**{**lane, **form}), number) for number, lane in enumerate(MIXED)]
+
+
+def test_rows_are_counted_as_they_lie_with_the_features_of_the_widest_view() -> None:
+    views = (("standard", 0), ("robust", 0), ("piecewise", 0))
+    there = make_data(views=views)  # type: ignore[arg-type]
+    numbers = sum(tensor.numel() for tensor in (there.x_train, there.y_train, there.x_val, there.y_val))
+    size = there.x_train.element_size()
+    assert not make_data(views=views, budget=numbers * size).streamed  # type: ignore[arg-type]
+    assert make_data(views=views, budget=numbers * size - 1).streamed  # type: ignore[arg-type]
+
+
+def test_a_pack_of_few_features_streams_no_others() -> None:
+    data = make_data(views=UNLIKE, budget=0)
+    pack = Pack(unlike_lanes({})[:1], data)
+    assert pack._stream is not None
+    assert pack._stream.x.shape[1] == data.features_of("standard") < data.n_features
 
 
 def assert_trains_alike(here: Pack, streamed: Pack) -> None:

@@ -100,8 +100,8 @@ class FinalData:
 class DataSummary:
     """What ``tuner check`` prints of a study's data; of the test rows it holds counts only.
 
-    columns: how many there are of each kind. features: D, what they become. notes: one line for each thing that was
-        found in the columns of the train rows and done about it.
+    columns: how many there are of each kind. features: D, what they become, in the scaling that makes most of them.
+    notes: one line for each thing that was found in the columns of the train rows and done about it.
     dealt: how the rows came to their parts, in words.
     n_train, n_val: of the first fold, where there are folds.
     class_counts: label -> rows in (train, validation, test), in code order; empty for regression.
@@ -168,9 +168,10 @@ def summarize(spec: StudySpec, root: Path) -> DataSummary:
     """Summarize a study's data. Reads, splits and fits as :func:`load_training_data` does; raises DataError."""
     prepared = prepare(spec, root)
     table, split = prepared.table, prepared.split
-    preprocessing, *others = (prepared.fit(split.train, scaling) for scaling in scalings(spec))
+    every = [prepared.fit(split.train, scaling) for scaling in scalings(spec)]
+    preprocessing = every[0]
     # A row that some trial could not take, or the evaluation after all of them, is refused before there is a study.
-    for fitted in (preprocessing, *others):
+    for fitted in every:
         fitted.refuse_far_rows(table.frame, table.target)
     counts = {
         label: tuple(int(np.count_nonzero(table.target[part] == code)) for part in (split.train, split.val, split.test))
@@ -183,7 +184,7 @@ def summarize(spec: StudySpec, root: Path) -> DataSummary:
         source=spec.data.source,
         rows=len(table.target),
         columns={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
-        features=len(preprocessing.feature_names),
+        features=max(len(fitted.feature_names) for fitted in every),
         notes=(*_spoiled(prepared), *preprocessing.schema.notes),
         task=spec.task,
         target_name=table.target_name,

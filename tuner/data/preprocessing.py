@@ -74,7 +74,7 @@ class PiecewiseLinearEncoder(TransformerMixin, BaseEstimator):  # type: ignore[m
     bin from a to b, within 0 and 1 (Gorishniy et al. 2022, "On Embeddings for Numerical Features in Tabular Deep
     Learning", piecewise linear encoding, but that the first and the last bin end as the others do).
 
-    bins: of each column; where values repeat they are fewer, and a column of less than three values has none.
+    bins: of each column; where values repeat they are fewer, and a column that would have one has none.
     """
 
     def __init__(self, bins: int = BINS) -> None:

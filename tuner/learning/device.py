@@ -188,7 +188,8 @@ class DeviceData:
         """
         if budget is None and device.type == "cuda":
             budget = int(DATA_SHARE * torch.cuda.mem_get_info(device)[0])
-        numbers = sum(part.x.size + part.y.size for view in views.values() for part in (view.train, view.val))
+        rows = sum(len(part) for view in views.values() for part in (view.train, view.val))
+        numbers = rows * (1 + max(view.train.x.shape[1] for view in views.values()))
         streamed = budget is not None and numbers * dtype.itemsize > budget
         place = torch.device("cpu") if streamed else device
         x_train, y_train = tensors([view.train for view in views.values()], place, dtype)

@@ -237,7 +237,7 @@ class Pack:
         data, handle = self.data, self.kernels.handle
         place = torch.device("cpu") if data.streamed else data.device
         self.order = torch.zeros(self.K, max(self.rows), device=place, dtype=torch.int64)
-        self._stream = RowStream(data, self.B, self.plan.whole_rows) if data.streamed else None
+        self._stream = RowStream(data, self.layout.D, self.B, self.plan.whole_rows) if data.streamed else None
         x, y = (self._stream.x, self._stream.y) if self._stream else (data.x_train, data.y_train)
         self._h_rows = handle(x), handle(y), handle(self._stream.order if self._stream else self.order)
         self._may_share = may_share([reading(lane, data) for lane in self.lanes], self.configs, self.rows)
@@ -369,10 +369,9 @@ class Pack:
             for n in set(self.rows):
                 lanes = np.flatnonzero(np.array(self.rows) == n)
                 first = torch.tensor([self.views[k].first_train for k in lanes], device=self.data.device)
-                alike = np.stack([self._order_keys[lanes], epochs[lanes].astype(np.uint64)])
-                unlike, places = np.unique(alike, axis=1, return_inverse=True)
-                orders = draws.orders(unlike[0], unlike[1].astype(np.int64), n, self.data.device)
-                drawn_order = orders[torch.from_numpy(places.reshape(-1)).to(self.data.device)]
+                # Of lanes that visit rows alike only the first one's is drawn.
+                alike = lanes[:1] if self.shared else lanes
+                drawn_order = draws.orders(self._order_keys[alike], epochs[alike], n, self.data.device)
                 self.order[torch.from_numpy(lanes), :n] = drawn_order + first[:, None]
         masks = np.stack([words(self.keys, Purpose.DROPOUT, epochs, layer) for layer in range(self.L + 1)])
         self.words.copy_(torch.from_numpy(masks.astype(np.int64)))
@@ -598,15 +597,16 @@ class Pack:
         """Each lane's outputs on its own view's rows of one part, and on any rows after them: (K, n, C)."""
         if len(self._by_view()) == 1:
             return self._outputs(self.views[0].part(part)[0])
-        x = self.data.x_train if part == "train" else self.data.x_val
+        x = (self.data.x_train if part == "train" else self.data.x_val)[:, : self.layout.D]
         first = torch.tensor([view.first_train if part == "train" else view.first_val for view in self.views])
         last = first + torch.tensor([len(view.part(part)[0]) for view in self.views]) - 1
         parts = []
         with self.products.scope():
-            for start in range(0, int((last - first).max()) + 1, self._rows_at_once):
-                rows = torch.arange(start, start + self._rows_at_once)
+            n = int((last - first).max()) + 1
+            for start in range(0, n, self._rows_at_once):
+                rows = torch.arange(start, min(start + self._rows_at_once, n))
                 taken = torch.minimum(first[:, None] + rows, last[:, None]).to(x.device)
-                parts.append(self._infer(self._wide(x[taken].to(self.data.device))))
+                parts.append(self._infer(x[taken].to(self.data.device)))
         return torch.cat(parts, dim=1)
 
     # ---- a lane's own state ----

@@ -37,12 +37,13 @@ def pack_bytes(
     rows_evaluated: int,
     item: int = 4,
     streamed: bool = False,
+    views: int = 1,
     device: torch.device,
 ) -> int:
     """Predicted peak bytes of a pack in training and validation: every buffer of :class:`tuner.learning.lanes.Pack`.
 
     rows: each lane's training rows. rows_evaluated: validation rows, of the view that has most. item: bytes of a
-    number, 4 for float32. streamed: whether training rows come in chunks.
+    number, 4 for float32. streamed: whether training rows come in chunks. views: how many the lanes train on together.
     """
     ordered = sorted(configs, key=lambda c: -c.depth)
     layout = Layout(ordered, [D] * len(ordered), C)
@@ -70,6 +71,8 @@ def pack_bytes(
         tables += 2 * min(chunk_steps(K, B, D, item), S) * K * B * D * item
     at_once = min(evaluation_rows(device, K, H), rows_evaluated)
     evaluation = (2 * K * at_once * H + 3 * K * rows_evaluated * C) * item
+    if views > 1:  # each lane's own rows, copied
+        evaluation += K * at_once * D * item
     return parameters + activations + evaluation + tables + K * max(rows) * BYTES_OF_INTEGER
 
 

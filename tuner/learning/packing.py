@@ -13,7 +13,7 @@ from tuner.learning.machine import Machine, machine_of
 from tuner.learning.memory import memory_budget, pack_bytes
 from tuner.learning.schedules import micro_batch, micro_steps_of
 from tuner.learning.trainer import LaneTask
-from tuner.trial import TrialConfig, Value
+from tuner.trial import Scaling, TrialConfig, Value
 
 NUMBER = 4  # bytes of a float32
 OPTIMIZER_PASSES = 7  # an Adam step reads θ, g, m, v and writes θ, m, v
@@ -21,7 +21,7 @@ PRODUCT_PASSES = 3  # a micro-step reads each weight forward and backward, and w
 ROW_PASSES = (
     4  # it copies its rows, and reads the copy forward and backward; a copy that lanes share stays in the cache
 )
-MOST_CUTS = 32  # of a line of trials: it is cut at multiples only, so that thousands of lanes stay cheap to plan
+MOST_CUTS = 32  # of a line of trials, unless they do not fit: a plan of thousands of lanes stays cheap
 FLATS = 4  # vectors of the size of the parameters: θ, g, m, v
 
 
@@ -85,26 +85,33 @@ class _Members:
     configs: Sequence[TrialConfig]
     rows: Sequence[int]
     features: Sequence[int]
+    views: Sequence[tuple[Scaling, int]]
     read: Sequence[Reading | None]
 
     @classmethod
     def of(cls, tasks: Sequence[LaneTask], data: DeviceData) -> _Members:
-        configs, rows, features, read = [], [], [], []
+        configs, rows, features, views, read = [], [], [], [], []
         for task in tasks:
             lane, scaling = task.lane, task.lane.config.scaling
-            spans = [data.spans[scaling, lane.fold + fold].train for fold in range(task.folds)]
+            own = [(scaling, lane.fold + fold) for fold in range(task.folds)]
+            spans = [data.spans[view].train for view in own]
             configs += [lane.config] * task.folds
             rows += [last - first for first, last in spans]
             features += [data.features_of(scaling)] * task.folds
+            views += own
             whole = reading(lane, data) if task.folds == 1 else None  # the folds of a trial never read the same
             read += [None if whole is None else (*whole, _epoch(task))] * task.folds
-        return cls(configs=configs, rows=rows, features=features, read=read)
+        return cls(configs=configs, rows=rows, features=features, views=views, read=read)
 
     def run(self, first: int, last: int) -> _Members:
         """Of some lanes side by side."""
         own = slice(first, last)
         return _Members(
-            configs=self.configs[own], rows=self.rows[own], features=self.features[own], read=self.read[own]
+            configs=self.configs[own],
+            rows=self.rows[own],
+            features=self.features[own],
+            views=self.views[own],
+            read=self.read[own],
         )
 
     def bytes(self, data: DeviceData) -> int:
@@ -117,6 +124,7 @@ class _Members:
             rows_evaluated=evaluated,
             item=data.x_train.element_size(),
             streamed=data.streamed,
+            views=len(set(self.views)),
             device=data.device,
         )
 
@@ -152,17 +160,22 @@ def _cut(line: list[LaneTask], data: DeviceData, budget: int) -> tuple[float, li
     """The cheapest cut of a line of trials: its estimated seconds an epoch, and its packs."""
     machine, members = machine_of(data.device), _Members.of(line, data)
     lanes_before = [0, *accumulate(task.folds for task in line)]
+
+    def fits(first: int, last: int) -> bool:
+        run = members.run(lanes_before[first], lanes_before[last])
+        return len(run.configs) <= machine.max_lanes and run.bytes(data) <= budget
+
     grain = -(-len(line) // MOST_CUTS)
-    while grain > 1 and bytes_of(line[-grain:], data) > budget:
+    while grain > 1 and not all(fits(i, min(i + grain, len(line))) for i in range(0, len(line), grain)):
         grain //= 2
     cuts = [*range(0, len(line), grain), len(line)]
     best: list[tuple[float, int]] = [(0.0, 0)]
     for j in range(1, len(cuts)):
         options = []
         for i in range(j - 1, -1, -1):
-            run = members.run(lanes_before[cuts[i]], lanes_before[cuts[j]])
-            if i < j - 1 and (len(run.configs) > machine.max_lanes or run.bytes(data) > budget):
+            if i < j - 1 and not fits(cuts[i], cuts[j]):
                 break
+            run = members.run(lanes_before[cuts[i]], lanes_before[cuts[j]])
             options.append((best[i][0] + run.epoch_seconds(data, machine), i))
         best.append(min(options))
     packs: list[list[LaneTask]] = []

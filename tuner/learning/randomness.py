@@ -1,10 +1,10 @@
 """Counter-based random streams: every random number of a lane is a pure function of its key and a counter.
 
-A lane's initial weights, data order and dropout masks must depend on nothing but (study seed, trial number): not on
-its neighbours, the pack's padding, the device, or where training was interrupted. So there is no generator with a
-state. A *key* (64 bits) names a lane; ``words`` derives two 32-bit words for one purpose, epoch and layer; ``bits``
-hashes (words, row, unit) to 32 uniform bits. The same integer arithmetic runs here in numpy (the specification), in
-the compiled CPU kernels and on CUDA, bit for bit.
+A lane's initial weights and dropout masks must depend on nothing but (study seed, trial number), its data order on
+nothing but the study's seed: not on its neighbours, the pack's padding, the device, or where training was interrupted.
+So there is no generator with a state. A *key* (64 bits) names a lane, or an order that several visit rows in; ``words``
+derives two 32-bit words for one purpose, epoch and layer; ``bits`` hashes (words, row, unit) to 32 uniform bits. The
+same integer arithmetic runs here in numpy (the specification), in the compiled CPU kernels and on CUDA, bit for bit.
 
 The mixers are SplitMix64 (Steele, Lea, Flood 2014) for keys and Wellons' ``lowbias32`` for bits: two multiplications
 an element, which is what makes a dropout mask cheaper than reading it from memory.

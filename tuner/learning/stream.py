@@ -33,14 +33,14 @@ class RowStream:
     whole_rows (S, 3, K): the micro-steps, see :class:`Whole`.
     """
 
-    def __init__(self, data: DeviceData, B: int, whole_rows: npt.NDArray[np.int64]) -> None:
-        self._data, self._B = data, B
+    def __init__(self, data: DeviceData, D: int, B: int, whole_rows: npt.NDArray[np.int64]) -> None:
+        self._data, self._x, self._B = data, data.x_train[:, :D], B
         S, _, K = whole_rows.shape
         self._start, self._count = whole_rows[:, Whole.START], whole_rows[:, Whole.COUNT]
-        self._T = min(chunk_steps(K, B, data.n_features, data.dtype.itemsize), S)
+        self._T = min(chunk_steps(K, B, D, data.dtype.itemsize), S)
         self._cuda = data.device.type == "cuda"
         size = self._T * K * B
-        self.x = torch.zeros(2 * size, data.n_features, dtype=data.dtype, device=data.device)
+        self.x = torch.zeros(2 * size, D, dtype=data.dtype, device=data.device)
         self.y = torch.zeros(2 * size, dtype=data.y_train.dtype, device=data.device)
         order = np.zeros((K, int((self._start + self._count).max())), dtype=np.int64)
         live = np.arange(B) < self._count[:, :, None]  # (S, K, B)
@@ -94,5 +94,5 @@ class RowStream:
         return [(self.x[:half], self.y[:half]), (self.x[half:], self.y[half:])]
 
     def _gather(self, numbers: Tensor, x: Tensor, y: Tensor) -> None:
-        torch.index_select(self._data.x_train, 0, numbers, out=x)
+        torch.index_select(self._x, 0, numbers, out=x)
         torch.index_select(self._data.y_train, 0, numbers, out=y)
