@@ -1,11 +1,17 @@
 """What every test relies on: no setting of the caller's reaches it, and it can be repeated."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+# A shell ignores Ctrl-C for what it starts in the background, and whatever that starts inherits it: tests that press it
+# would wait for ever.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What these modules assert is told as fully as what the tests themselves do.
 pytest.register_assert_rewrite(
