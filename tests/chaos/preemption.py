@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner import worker
+from tuner.cli.signals import leave_on_signal
 from tuner.manager import StudyManager
 from tuner.plan import create_study
 from tuner.spec import StudySpec, parse_spec
@@ -57,8 +58,6 @@ def work(url: str, artifacts: str, journal: str, settings: dict[str, float]) -> 
     """A worker process. Its journal has a line for each moment up to which nothing it has trained can be lost."""
     for name, value in settings.items():
         setattr(worker, name, value)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
     def note(what: str) -> None:
         with Path(journal).open("a") as file:
@@ -77,7 +76,7 @@ def work(url: str, artifacts: str, journal: str, settings: dict[str, float]) -> 
 
     for name in ("claim", "save", "commit", "release"):
         setattr(Ledger, name, noted(name))
-    with Patient(url, artifacts) as manager:
+    with leave_on_signal(lambda: None) as stop, Patient(url, artifacts) as manager:
         worker.run_worker(manager, "spot", device="cpu", stop=stop)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from tuner.cli.signals import leave_on_signal
 from tuner.errors import TunerError
 from tuner.manager import StudyManager
 from tuner.storage.checkpoints import CheckpointError, CheckpointStore
@@ -90,11 +91,12 @@ class Lane:
 def run(orders: Orders) -> None:
     """The process. Exit code 0 when the study is finished or it was asked to leave, 1 when it had to give up."""
     logging.basicConfig(filename=f"{orders.journal}.log", level=logging.INFO, format="%(asctime)s %(message)s")
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with StudyManager(orders.url, orders.artifacts, patience_s=orders.patience_s) as manager:
+        with (
+            leave_on_signal(lambda: None) as stop,
+            StudyManager(orders.url, orders.artifacts, patience_s=orders.patience_s) as manager,
+        ):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             ledger = manager.ledger(orders.study)
             ledger.max_attempts = NEVER
             work(ledger, manager.checkpoints(orders.study), orders, stop)

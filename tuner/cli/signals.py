@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -23,8 +24,12 @@ def leave_on_signal(
 
     on_first: what the first signal calls before that. Only the main thread may enter. The handlers that were there come
     back on exit.
+
+    A thread answers the first signal, a moment later. The handler itself may take no lock: it runs in the middle of
+    whatever the main thread does, which may hold that very lock, the event's own while it waits for it.
     """
     stop, signalled = threading.Event(), False
+    first: SimpleQueue[bool] = SimpleQueue()  # whose put a handler may call
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         nonlocal signalled
@@ -32,18 +37,27 @@ def leave_on_signal(
             on_second()
         else:
             signalled = True
-            if on_first is not None:
-                on_first()
-            stop.set()
-            if notice:  # not through sys.stderr: the signal may have come in the middle of a write to it
-                os.write(2, f"{notice}\n".encode())
+            first.put(True)
 
+    def answer() -> None:
+        if not first.get():
+            return
+        if on_first is not None:
+            on_first()
+        stop.set()
+        if notice:  # not through sys.stderr: others may be in the middle of a write to it
+            os.write(2, f"{notice}\n".encode())
+
+    answering = threading.Thread(target=answer, name="signals", daemon=True)
+    answering.start()
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        first.put(False)
+        answering.join()
 
 
 def set_at_end_of_input(stop: threading.Event, *, on_end: Callable[[], None] | None = None) -> None:
