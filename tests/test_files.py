@@ -1,11 +1,41 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and whose text is in one encoding everywhere."""
 
+import ast
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from tuner.files import umask, whole_file
+
+
+def in_any_encoding(source: str) -> list[int]:
+    """Lines that read or write text in the encoding of whoever runs them."""
+    lines = []
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        given = [argument.value if isinstance(argument, ast.Constant) else None for argument in call.args]
+        mode = next((word for word in given if isinstance(word, str) and re.fullmatch("[rwxabt+]+", word)), None)
+        binary = mode is not None and "b" in mode
+        elsewhere = mode is None and isinstance(call.func, ast.Attribute) and bool(call.args)  # os.open and the like
+        text = name in ("read_text", "write_text") or (name in ("open", "fdopen") and not binary and not elsewhere)
+        if text and not any(keyword.arg == "encoding" for keyword in call.keywords):
+            lines.append(call.lineno)
+    return lines
+
+
+def test_text_is_in_one_encoding_everywhere() -> None:
+    sources = Path(__file__).parents[1].glob("tuner/**/*.py")
+    found = {path.name: in_any_encoding(path.read_text(encoding="utf-8")) for path in sources}
+    assert len(found) > 50
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_in_any_encoding_notices() -> None:
+    wrong = "p.read_text()\np.write_text(x)\nopen(p)\np.open()\np.open('a')\nos.fdopen(f, 'w')\n"
+    right = "p.open('rb')\nfiles.open(name)\nos.open(p, os.O_RDONLY)\np.read_text(encoding='utf-8')\nopen(p, 'wb')\n"
+    assert in_any_encoding(wrong + right) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -191,9 +191,10 @@ def _write(
         raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
     try:
         model.save(temporary)
-        (temporary / METRICS_FILE).write_text(json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
+        (temporary / METRICS_FILE).write_text(f"{text}\n", encoding="utf-8")
         difference = write_onnx(model, temporary) if onnx else None
-        (temporary / CARD).write_text(card)
+        (temporary / CARD).write_text(card, encoding="utf-8")
         write_manifest(temporary)
         # mkdtemp's folder is its owner's alone; a model is for whoever may read what we write.
         temporary.chmod(0o777 & ~umask())

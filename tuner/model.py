@@ -119,7 +119,8 @@ class TunedModel:
                 for network in self.networks
             ],
         }
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
+        (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
 
     def double(self) -> TunedModel:
         """The same networks in float64: what they answer for a row depends on no other row in more than 1e-15, whereas
@@ -239,7 +240,8 @@ def _module_name(name: str) -> str:
 def write_manifest(folder: Path) -> None:
     """Write down the hash of every file of the folder."""
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": files}, indent=2) + "\n")
+    text = json.dumps({"format": FORMAT, "sha256": files}, indent=2)
+    (folder / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
 
 
 def verify(folder: Path) -> None:
@@ -271,7 +273,7 @@ def _read(folder: Path) -> TunedModel:
     from safetensors.numpy import load_file
     from skops import io
 
-    config = json.loads((folder / CONFIG).read_text())
+    config = json.loads((folder / CONFIG).read_bytes())
     untrusted = set(io.get_untrusted_types(file=folder / PREPROCESSING)) - set(TRUSTED)
     if untrusted:
         raise ModelError(f"{folder}: {PREPROCESSING} holds types that are not trusted: {', '.join(sorted(untrusted))}")

@@ -32,7 +32,7 @@ def hide_argument(secret: str) -> bool:
         return False
     try:
         # Fields 48 and 49 of proc(5)'s stat: where the arguments begin and end. The name before them may hold blanks.
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         start, end = int(fields[45]), int(fields[46])
         wanted = secret.encode()
         if start and wanted in ctypes.string_at(start, end - start):

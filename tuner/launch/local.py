@@ -124,7 +124,7 @@ class LocalWorkers(Engine):
 
     def _detach(self) -> None:
         """Start the watcher, as nobody's child."""
-        with self._log_file.open("a") as file:
+        with self._log_file.open("ab") as file:
             subprocess.Popen(
                 self._watcher,
                 env=worker_environment(self.crew),

@@ -183,7 +183,7 @@ class _Task:
         """How it ended and its last words, for the user."""
         log = Path(self._fields.get("StdOut", os.devnull))
         try:
-            words = log.read_text(errors="replace").strip().splitlines()[-LAST_WORDS:]
+            words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST_WORDS:]
         except OSError as error:
             words = [f"its words, in {log}, cannot be read here: {error.strerror}"]
         where = f" on {node}" if (node := self._fields.get("NodeList", "")) not in ("", "(null)") else ""

@@ -96,13 +96,15 @@ def available_memory(system: Path = Path("/")) -> int:
     that the machine has. system: where its ``proc`` and ``sys`` are.
     """
     try:
-        lines = (system / "proc/meminfo").read_text().splitlines()
+        lines = (system / "proc/meminfo").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     group = system / "sys/fs/cgroup"
     try:
-        limit, used, parts = ((group / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        limit, used, parts = (
+            (group / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current", "stat")
+        )
     except OSError:  # another version of control groups, or no limit at all
         return available
     if limit.strip() == "max":
