@@ -72,6 +72,26 @@ def test_frames_of_any_columns(library: str) -> None:
         model.predict(frame[["heavy", "number", "flag", "city", "day"]])
 
 
+def test_categories_that_pandas_calls_so() -> None:
+    """1, 2, 3 and so on, where odd ones are of one class: as a quantity it is hard to learn."""
+    codes = np.arange(240) % 8
+    frame = pd.DataFrame({"kind": pd.Series(codes).astype("category"), "more": np.arange(240) * 37 % 101})
+    model = TunedMLPClassifier(trials=9, max_epochs=27).fit(frame, codes % 2)
+    assert model.model_.schema.of_kind("category") == ["kind"]
+    assert model.score(frame, codes % 2) > 0.9
+    np.testing.assert_array_equal(model.predict(frame.astype({"kind": float})), model.predict(frame))
+
+
+def test_missing_values_of_pandas_types() -> None:
+    y = np.arange(60) % 2
+    texts = pd.Series(np.where(y, "yes", "no"), dtype="string").mask(np.arange(60) % 7 == 0)
+    flags = pd.Series(y == 1, dtype="boolean").mask(np.arange(60) % 5 == 0)
+    frame = pd.DataFrame({"text": texts, "flag": flags})
+    model = TunedMLPClassifier(trials=9, max_epochs=27).fit(frame, y)
+    assert [column.kind for column in model.model_.schema.columns] == ["category", "boolean"]
+    assert model.score(frame, y) > 0.9
+
+
 def test_missing_values() -> None:
     X = IRIS[0].copy()
     X[::7, 2] = np.nan
@@ -139,6 +159,7 @@ def test_bad_input(X: Any, y: Any, message: str) -> None:
         ({"a": pd.period_range("2020-01", periods=20, freq="M")}, [0, 1] * 10, r"column 'a' holds period\[M\]"),
         ({"a": [np.inf, 1.0] * 10}, [0, 1] * 10, "^X: column 'a' has 10 infinite of 20 values"),
         ({"a": range(20)}, [None, "yes"] * 10, "y holds missing values"),
+        ({"a": range(20)}, pd.Series([pd.NA, "yes"] * 10, dtype=object), "y holds missing values"),
         ({"a": range(20), "b": range(20)}, [0, 1] * 10, "several columns named 'a'"),
     ],
 )

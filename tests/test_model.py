@@ -105,6 +105,23 @@ def test_frames_mappings_and_arrays_give_the_same_answers() -> None:
         made.answers(rows.select("size").to_numpy())
 
 
+def test_pandas_columns_may_be_called_by_numbers() -> None:
+    table = mixed_table().select(pl.col("size").alias("0"), pl.col("shop").alias("1"))
+    rows = table[:30]
+    made, pandas = model(table), pd.DataFrame({1: rows["1"].to_list(), 0: rows["0"].to_list()})
+    assert np.array_equal(made.answers(pandas), made.answers(rows))
+
+
+def test_missing_values_as_pandas_and_objects_have_them() -> None:
+    made, rows = model(mixed_table().select("shop", "open", "size")), {"size": [50.0] * 3}
+    expected = made.answers({"shop": ["k1", None, "k2"], "open": [True, None, False], **rows})
+    pandas = pd.DataFrame({"shop": ["k1", pd.NA, "k2"], "open": [True, pd.NA, False], **rows})
+    for types in ({}, {"shop": "string", "open": "boolean"}, {"shop": "category", "open": "category"}):
+        assert np.array_equal(made.answers(pandas.astype(types)), expected)
+    assert np.array_equal(made.answers(pandas.to_numpy(dtype=object)), expected)
+    assert np.array_equal(made.answers(pandas.assign(open=[1.0, np.nan, 0.0])), expected)
+
+
 def test_a_pandas_frame_of_every_kind_of_column() -> None:
     made, rows = model(mixed_table()), mixed_table(30, seed=2)
     pandas = pd.DataFrame({name: rows[name].to_list() for name in rows.columns})

@@ -35,7 +35,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from tuner.data.columns import series_of
+from tuner.data.columns import is_missing, series_of
 from tuner.errors import BadInputError
 from tuner.export import trained_model
 from tuner.launch.engine import Crew, follow
@@ -232,7 +232,7 @@ def _target(estimator: BaseEstimator, y: Any, n: int) -> npt.NDArray[Any]:
         )
     column: npt.NDArray[Any] = column_or_1d(y, warn=True)
     check_consistent_length(np.empty(n), column)
-    if column.dtype == object and any(value is None or value != value for value in column):
+    if column.dtype == object and any(map(is_missing, column)):
         raise ValueError("y holds missing values; drop these rows")
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         raise ValueError("y holds NaN or infinity; drop these rows")

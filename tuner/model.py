@@ -143,8 +143,8 @@ class TunedModel:
         """(n,) class labels as text, or values in the target's own unit.
 
         rows: a polars frame, a mapping of columns, a pandas frame, or an (n, columns) array whose columns are the
-        schema's in order. Columns are found by name, others are ignored; unseen categories and values that cannot be
-        read count as missing. Raises DataError naming the columns that are missing.
+        schema's in order. Columns are found by name, others are ignored; unseen categories count among the rare ones,
+        values that cannot be read as missing. Raises DataError naming the columns that are missing.
         """
         return self.decide(self.answers(rows))
 
@@ -204,9 +204,9 @@ class TunedModel:
                     f"an array needs the shape (rows, {len(names)}), one column for each of the model's; it has "
                     f"{rows.shape}; or give a frame with the columns' names"
                 )
-            return pl.DataFrame({name: rows[:, i] for i, name in enumerate(names)}, strict=False)
-        found = [name for name in names if name in rows]
-        return pl.DataFrame([series_of(rows[name], name) for name in found])
+            return pl.DataFrame([series_of(rows[:, i], name) for i, name in enumerate(names)])
+        called = {str(name): name for name in rows}  # pandas calls columns by numbers, too
+        return pl.DataFrame([series_of(rows[called[name]], name) for name in names if name in called])
 
 
 def module_of(kept: Arrays, config: TrialConfig, n_features: int, n_outputs: int) -> MLP:

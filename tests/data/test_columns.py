@@ -1,11 +1,12 @@
 from datetime import UTC, date, datetime
 from typing import Any
 
+import pandas as pd
 import polars as pl
 import pytest
 
 from tuner.data import Schema
-from tuner.data.columns import Kind, read_as
+from tuner.data.columns import Kind, read_as, series_of
 from tuner.errors import DataError
 
 MANY = 30
@@ -13,7 +14,7 @@ MANY = 30
 
 def infer_one(values: Any, name: str = "c", **settings: Any) -> Schema:
     """The schema of one column beside one that is always kept."""
-    column = pl.Series(name, values)
+    column = series_of(values, name) if isinstance(values, pd.Series) else pl.Series(name, values)
     other = pl.Series("kept", [i % 2 + 0.5 for i in range(len(column))])
     return Schema.infer(pl.DataFrame([column, other]), **settings)
 
@@ -28,6 +29,9 @@ def infer_one(values: Any, name: str = "c", **settings: Any) -> Schema:
         (["true", "False", " TRUE"], "boolean"),
         (["a", "b", "a"], "category"),
         (pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])), "category"),
+        (pl.Series(["1", "2"], dtype=pl.Enum(["1", "2"])), "category"),
+        (pl.Series(["1", "2"], dtype=pl.Categorical), "category"),
+        (pd.Series([1, 2, 1], dtype="category"), "category"),
         ([date(2024, 1, 1), date(2024, 1, 2)], "date"),
         (["2024-01-01", "2024-02-30T12:00", "x"], "category"),
         (["2024-01-01", "2024-02-28 12:00:01.5", "2024-02-28T12:00Z", "2024-02-28T12:00:00+0130"], "date"),
@@ -140,6 +144,10 @@ def test_lists_are_no_feature() -> None:
         ([1.5, None, 1.5], ["1.50", "1.5", "+1.5"], "1.5"),
         (["1.50", None, "1.50"], [1.5, 1.5, 1.5], "1.5"),
         ([2**62 + 1, 5, 6], [str(2**62 + 1)] * 3, str(2**62 + 1)),
+        (["7", "8", "9"], [7.0, 7.0, None], "7"),
+        (pl.Series(["7", "8", "9"], dtype=pl.Categorical), [7.0, 7.0, None], "7"),
+        (pd.Series([7, 8, None], dtype="category"), ["7", "7.0", " 7 "], "7"),
+        (pd.Series([True, False, None], dtype="category"), ["True", "TRUE", "true"], "true"),
         ([True, False, True], ["True", "TRUE", "true"], "true"),
         ([date(2024, 1, 2), None, None], ["2024-01-02", "2024-01-02 00:00", "2024-01-02T00:00:00Z"], None),
     ],
@@ -156,6 +164,23 @@ def test_text_stays_as_it_is() -> None:
     assert schema.apply(pl.DataFrame({"c": ["007", "7", "7.0"], "kept": 1}))["c"].to_list() == ["007", "7", "7.0"]
 
 
+def test_declared_categories_are_read_as_what_they_say() -> None:
+    """Their codes, which polars would read, say nothing."""
+    values = ["20", "10", "20", "x"]
+    for dtype in (pl.Categorical, pl.Enum(["x", "10", "20"])):
+        series = pl.Series("c", values, dtype=dtype)
+        assert read_as(series, "numeric").to_list() == [20, 10, 20, None]
+        assert infer_one([1, 2, 3]).unreadable(pl.DataFrame([series, pl.Series("kept", [0.5] * 4)])) == {"c": (1, "x")}
+
+
+@pytest.mark.parametrize("dtype", ["string", "boolean", "Int64", "Float64", "category", object])
+def test_missing_values_of_every_pandas_type(dtype: Any) -> None:
+    kept = {"string": "a", "boolean": True, "Int64": 7, "Float64": 7.5, "category": "a", object: "a"}[dtype]
+    series = series_of(pd.Series([kept, pd.NA, kept], dtype=dtype), "c")
+    assert read_as(series, "category").is_null().to_list() == [False, True, False]
+    assert series.null_count() + (series.is_nan().sum() if series.dtype.is_float() else 0) == 1
+
+
 def test_json_and_back() -> None:
     schema = infer_one(["2024-01-01", "2024-01-02"], time="c")
     assert Schema.from_json(schema.as_json()) == schema
@@ -168,6 +193,7 @@ def test_json_and_back() -> None:
         ([1, 0, None], "boolean", [True, False, None]),
         (["TRUE", "no", "false "], "boolean", [True, None, False]),
         ([1, None], "category", ["1", None]),
+        ([1.5, float("nan")], "category", ["1.5", None]),
         ([" a", "", "a"], "category", ["a", None, "a"]),
         (["2024-01-01", "soon", None], "date", [datetime(2024, 1, 1), None, None]),
         (

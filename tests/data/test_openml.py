@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 import pytest
 from sklearn.datasets import _openml
 
-from tuner.data import load_table
+from tuner.data import Schema, load_table
 from tuner.errors import DataError
 from tuner.spec import DataSection
 
@@ -21,14 +21,15 @@ ARFF = """@relation pets
 @attribute weight numeric
 @attribute kind {cat,dog}
 @attribute indoors {true,false}
+@attribute room {1,2,3}
 @attribute class {old,young}
 @data
-4.5,cat,true,old
-?,dog,false,young
-30,dog,?,old
-3.25,cat,true,young
+4.5,cat,true,3,old
+?,dog,false,1,young
+30,dog,?,3,old
+3.25,cat,true,?,young
 """
-KINDS = {"weight": "numeric", "kind": "nominal", "indoors": "nominal", "class": "nominal"}
+KINDS = {"weight": "numeric", "kind": "nominal", "indoors": "nominal", "room": "nominal", "class": "nominal"}
 
 
 def answers(data_id: int) -> dict[str, Any]:
@@ -110,7 +111,9 @@ def test_a_table_of_openml(openml: int) -> None:
         "weight": [4.5, None, 30.0, 3.25],
         "kind": ["cat", "dog", "dog", "cat"],
         "indoors": ["true", "false", None, "true"],
+        "room": ["3", "1", "3", None],
     }
+    assert Schema.infer(table.frame).of_kind("category") == ["kind", "indoors", "room"]
 
 
 def test_another_target(openml: int) -> None:

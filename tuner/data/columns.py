@@ -25,6 +25,7 @@ Kind = Literal["numeric", "boolean", "category", "date"]
 NUMBERS_SHARE = 0.95  # of a text column's values that must be numbers for the column to be numeric
 ROUNDING = 1e-13  # numbers that differ by less, relative to the largest, are one
 NAMED_COLUMNS = 6  # in a note; the rest is counted
+_DECLARED = (pl.Categorical, pl.Enum)  # the types of columns that their source calls categorical
 
 _AN_IDENTIFIER = "looks like an identifier: if it only names the row, list it in data.drop"
 _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
@@ -40,8 +41,8 @@ _ID_NAME = re.compile(r"(^|[^a-z])(id|ids|uuid|guid|index|row|nr|no|number|key|p
 class Column:
     """A feature column. recurring: of a date, only the parts that come again (day of year, of week, time of day).
 
-    values: of a category, what its values were as read, where that is not text: 7, 7.0 and '007' are one number, so
-        one category, whatever file a later row comes from.
+    values: of a category, what its values were, where that is not text: 7, 7.0 and '007' are one number, so one
+        category, whatever file a later row comes from.
     """
 
     name: str
@@ -75,7 +76,8 @@ class Schema:
 
         A column of numbers or booleans, or of texts that all say numbers, booleans or ISO dates, is what it says; a few
         other texts among numbers (up to 5 %) read as missing. Every other text is a category, and so is whatever
-        ``categorical`` names. Columns that are constant, empty, or different in every row as text, are dropped.
+        ``categorical`` names and every Categorical or Enum. Columns that are constant, empty, or different in every row
+        as text, are dropped.
         ``time`` is the column that ordered the rows: what only grows from train to test is not learnt from.
 
         Raises DataError when a column holds lists or the like, or no column is left.
@@ -162,6 +164,7 @@ def read_as(series: pl.Series, kind: Kind, values: Kind | None = None) -> pl.Ser
     values: as :attr:`Column.values`.
     numeric: Float64, finite. boolean: Boolean. category: String without blanks around it. date: Datetime in UTC.
     """
+    series = _uncoded(series)
     if kind == "numeric":
         return _numbers(series)
     if kind == "boolean":
@@ -178,7 +181,7 @@ def read_as(series: pl.Series, kind: Kind, values: Kind | None = None) -> pl.Ser
 
 
 def series_of(values: Any, name: str) -> pl.Series:
-    """A column of a pandas frame (without pyarrow), an (n,) array or a list. NaN among objects is missing.
+    """A column of a pandas frame (without pyarrow), an (n,) array or a list; Categorical where pandas says category.
 
     Raises DataError where the values are neither numbers, booleans, dates nor text.
     """
@@ -186,12 +189,26 @@ def series_of(values: Any, name: str) -> pl.Series:
     if isinstance(array, np.ndarray) and array.dtype.kind == "M":
         array = array.astype("datetime64[us]")  # polars does not take pandas' seconds
     if isinstance(array, np.ndarray) and array.dtype == object:
-        array = [None if value is None or value != value else value for value in array.tolist()]
+        array = [None if is_missing(value) else value for value in array.tolist()]
     series = pl.Series(name, array, strict=False)
     if series.dtype == pl.Object:
         held = getattr(values, "dtype", "objects")
         raise DataError(f"column {name!r} holds {held}; a feature is numbers, booleans, dates or text; convert it")
-    return series
+    declared = getattr(getattr(values, "dtype", None), "name", None) == "category"
+    return as_category(series) if declared else series
+
+
+def as_category(series: pl.Series) -> pl.Series:
+    """As Categorical, whatever its values are: what a source declares to be categories is no number."""
+    return read_as(series, "category", _typed(series)).cast(pl.Categorical)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value among objects is None, NaN, NaT, or pandas' NA, whose comparisons are neither true nor false."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:
+        return True
 
 
 def listed(names: Sequence[str], most: int = NAMED_COLUMNS) -> str:
@@ -212,7 +229,7 @@ def _kind(series: pl.Series, note: Any) -> Kind | None:
         return "boolean"
     if kind in (pl.Date, pl.Datetime):
         return "date"
-    if kind in (pl.Categorical, pl.Enum):
+    if kind in _DECLARED:
         return "category"
     if kind != pl.String:
         raise DataError(
@@ -282,8 +299,14 @@ def _looks_like_an_id(series: pl.Series) -> bool:
     return span < 3 * len(series) or _ID_NAME.search(series.name) is not None
 
 
+def _uncoded(series: pl.Series) -> pl.Series:
+    """The texts of declared categories: polars would read their codes as numbers."""
+    return series.cast(pl.String) if series.dtype in _DECLARED else series
+
+
 def _text(series: pl.Series) -> pl.Series:
-    """Text without the blanks around it; nothing left is missing."""
+    """Text without the blanks around it; nothing left is missing, and so is NaN."""
+    series = series.fill_nan(None) if series.dtype.is_float() else series
     text = series.cast(pl.String).str.strip_chars()
     return text.set(text == "", None)
 
@@ -298,12 +321,20 @@ def _numbers(series: pl.Series) -> pl.Series:
 
 
 def _typed(series: pl.Series) -> Kind | None:
-    """What the values of a category are by the type of their column; None for text."""
+    """What the values of a category are by the type of their column, or by all of its texts; None for text.
+
+    Texts say numbers only where each is written in the number's one way: 007 or 7.0 among them may be another than 7.
+    """
     if series.dtype.is_numeric():
         return "numeric"
     if series.dtype == pl.Boolean:
         return "boolean"
-    return "date" if series.dtype in (pl.Date, pl.Datetime) else None
+    if series.dtype in (pl.Date, pl.Datetime):
+        return "date"
+    text = _text(series.unique()).drop_nulls()
+    if text.str.to_lowercase().is_in(["true", "false"]).all():
+        return "boolean"
+    return "numeric" if _written_numbers(text).equals(text) else None
 
 
 def _written_numbers(series: pl.Series) -> pl.Series:

@@ -184,11 +184,13 @@ def _from_openml(section: DataSection, task: Task) -> Table:
 
 
 def _from_pandas(column: Any, name: str) -> pl.Series:
-    """One column of a pandas frame, without pyarrow."""
+    """One column of a pandas frame, without pyarrow; Categorical where it is nominal on openml.org."""
     if column.dtype.kind in "biuf":
         return pl.Series(name, column.to_numpy())
     missing = column.isna().to_numpy()
-    return pl.Series(name, [None if gone else str(value) for value, gone in zip(column, missing, strict=True)])
+    texts = [None if gone else str(value) for value, gone in zip(column, missing, strict=True)]
+    series = pl.Series(name, texts, dtype=pl.String)
+    return series.cast(pl.Categorical) if column.dtype.name == "category" else series
 
 
 def read_csv(path: Path) -> pl.DataFrame:
@@ -470,15 +472,15 @@ def _encode(
     """The target column as (n,) codes and their labels, or as (n,) numbers and no labels."""
     if column.dtype.is_float():
         column = column.fill_nan(None)
-    if column.dtype == pl.String:
-        column = _stripped(column)
+    if column.dtype in (pl.String, pl.Categorical, pl.Enum):
+        column = _stripped(column.cast(pl.String))
     if missing := column.null_count():
         row = int(np.argmax(column.is_null().to_numpy())) + 1
         raise DataError(
             f"{source}: target {name!r} is missing in {missing} of {len(column)} rows (first in row {row}); "
             f"drop these rows"
         )
-    if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.String, pl.Categorical, pl.Enum)):
+    if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.String)):
         raise DataError(f"{source}: target {name!r} holds {column.dtype}; a target is numbers, booleans or text")
     if task == "regression":
         return _quantity(column, name, source), ()
