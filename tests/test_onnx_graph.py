@@ -56,6 +56,19 @@ def test_the_graph_answers_as_the_model(
     assert session.get_modelmeta().custom_metadata_map["columns"].splitlines() == rows.columns
 
 
+@pytest.mark.parametrize("missing", [False, True], ids=["all there in training", "some missing in training"])
+def test_booleans_that_are_missing_or_neither(missing: bool, tmp_path: Path) -> None:
+    table = numeric_table().with_columns(open=pl.when(pl.col("size") > (45 if missing else 0)).then(pl.col("open")))
+    made = model(table, classes=("a", "b"))
+    write_onnx(made, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / FILE, providers=["CPUExecutionProvider"])
+    flags = [0.0, 1.0, np.nan, 2.0, 0.5, np.inf]
+    (found,) = session.run(None, {"rows": np.array([[50.0, 1.0, flag] for flag in flags])})
+    expected = made.answers({"size": [50.0] * 6, "gaps": [1.0] * 6, "open": [False, True, None, None, None, None]})
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert made.answers(np.array([[50.0, 1.0, flag] for flag in flags])) == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_wrong_graph_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_graph, "LEAKY_SLOPE", 0.1)
     with pytest.raises(TunerError, match="the graph's answers differ from the model's"):

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion
@@ -108,10 +107,7 @@ def check_onnx(model: TunedModel, folder: Path) -> float:
     rows = _made_up_rows(model)
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"rows": rows})
-    frame = pl.DataFrame(rows, schema=[column.name for column in model.schema.columns])
-    flags = [column.name for column in model.schema.columns if column.kind == "boolean"]
-    frame = frame.with_columns(pl.all().fill_nan(None)).with_columns(pl.col(flags).cast(pl.Boolean))
-    expected = model.answers(frame).astype(np.float64)
+    expected = model.answers(rows).astype(np.float64)
     if model.task == "regression":
         fitted = next(iter(model.preprocessing.values()))
         found = (found - fitted.target_mean) / fitted.target_sd
@@ -158,8 +154,12 @@ def _block(graph: _Graph, block: Block, places: dict[str, int]) -> str:
     """A block's features: values filled in and scaled, then marks of missing ones."""
     columns = graph.constant(np.array([places[name] for name in block.columns], dtype=np.int64))
     x = graph.node("Gather", ["rows", columns], axis=1)
-    missing = graph.node("Or", [graph.node("IsNaN", [x]), graph.node("IsInf", [x])])
     imputer, *scalers = _steps(block)
+    if imputer.strategy == "most_frequent":  # booleans
+        zero, one = (graph.node("Equal", [x, graph.constant(np.array(value))]) for value in (0.0, 1.0))
+        missing = graph.node("Not", [graph.node("Or", [zero, one])])
+    else:
+        missing = graph.node("Or", [graph.node("IsNaN", [x]), graph.node("IsInf", [x])])
     filled = graph.node("Where", [missing, graph.constant(imputer.statistics_.astype(np.float64)), x])
     for scaler in scalers:
         filled = _scaled(graph, scaler, filled)
@@ -277,7 +277,7 @@ def _made_up_rows(model: TunedModel) -> npt.NDArray[np.float64]:
     rows = rng.standard_t(3, size=(CHECKED_ROWS, len(model.schema.columns)))
     for place, column in enumerate(model.schema.columns):
         if column.kind == "boolean":
-            rows[:, place] = rng.integers(0, 2, CHECKED_ROWS)
+            rows[:, place] = rng.integers(0, 3, CHECKED_ROWS)  # 2 is neither, so missing
             continue
         for fitted in model.preprocessing.values():
             for block in fitted.blocks:

@@ -191,6 +191,8 @@ def test_json_and_back() -> None:
     [
         (["1", "x", "inf", None, ""], "numeric", [1, None, None, None, None]),
         ([1, 0, None], "boolean", [True, False, None]),
+        ([1.0, 0.0, float("nan"), 0.5, float("inf"), None], "boolean", [True, False, None, None, None, None]),
+        ([True, None], "boolean", [True, None]),
         (["TRUE", "no", "false "], "boolean", [True, None, False]),
         ([1, None], "category", ["1", None]),
         ([1.5, float("nan")], "category", ["1.5", None]),

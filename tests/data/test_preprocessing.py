@@ -182,7 +182,9 @@ def test_a_number_that_is_missing_only_later() -> None:
 def test_booleans() -> None:
     fitted = fit_one([True, False, True, True, None])
     assert fitted.feature_names == ("c", "c missing")
-    assert fitted.transform(pl.DataFrame({"c": [False, True, None]})).tolist() == [[0, 0], [1, 0], [1, 1]]
+    expected = [[0, 0], [1, 0], [1, 1]]
+    for values in ([False, True, None], [0.0, 1.0, float("nan")], [0, 1, 2], ["false", "1", "?"]):
+        assert fitted.transform(pl.DataFrame({"c": values})).tolist() == expected
 
 
 def test_categories() -> None:

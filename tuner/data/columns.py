@@ -131,13 +131,11 @@ class Schema:
         """Of each column that has any: how many of its values are there but read as missing, and the first of them."""
         found = {}
         for column in self.columns:
-            series = frame[column.name]
-            text = series.dtype == pl.String
-            if (column.kind if column.values is None else column.values) == "category" or not (
-                text or series.dtype.is_float()
-            ):
+            series, kind = _uncoded(frame[column.name]), column.values or column.kind
+            text, decimal = series.dtype == pl.String, series.dtype.is_float()
+            if kind == "category" or not (text or decimal or (kind == "boolean" and series.dtype.is_integer())):
                 continue
-            given = _text(series) if text else series.fill_nan(None)
+            given = _text(series) if text else series.fill_nan(None) if decimal else series
             read = read_as(series, column.kind, column.values)
             if read.null_count() > given.null_count():
                 bad = given.filter(given.is_not_null() & read.is_null())
@@ -162,7 +160,8 @@ def read_as(series: pl.Series, kind: Kind, values: Kind | None = None) -> pl.Ser
     """A column as read, in the type of its kind; null where it does not fit.
 
     values: as :attr:`Column.values`.
-    numeric: Float64, finite. boolean: Boolean. category: String without blanks around it. date: Datetime in UTC.
+    numeric: Float64, finite. boolean: Boolean, of numbers 0 and 1 alone. category: String without blanks around it.
+    date: Datetime in UTC.
     """
     series = _uncoded(series)
     if kind == "numeric":
@@ -172,7 +171,10 @@ def read_as(series: pl.Series, kind: Kind, values: Kind | None = None) -> pl.Ser
             text = _text(series).str.to_lowercase()
             meant = {"true": True, "false": False, "1": True, "0": False}
             return text.replace_strict(meant, default=None, return_dtype=pl.Boolean)
-        return series.cast(pl.Boolean, strict=False)
+        if series.dtype == pl.Boolean:
+            return series
+        numbers = series.cast(pl.Float64, strict=False)
+        return numbers.set((numbers != 0) & (numbers != 1), None).cast(pl.Boolean)
     if kind == "date":
         return _moments(series)
     if values == "numeric":
