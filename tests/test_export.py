@@ -139,7 +139,7 @@ def test_what_is_there_stays_as_it_is(manager: StudyManager, tmp_path: Path) -> 
 def test_nothing_half_written(manager: StudyManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(manager, study(), tmp_path)
     before = {path.name for path in tmp_path.iterdir()}
-    with pytest.raises(BadInputError, match="'shop', 'day' are text or dates"):
+    with pytest.raises(BadInputError, match="'shop', 'day' are read as categories or dates"):
         export(manager, "tiny", tmp_path / "m", onnx=True, device="cpu")
     monkeypatch.setattr(export_module, "write_manifest", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -76,8 +76,11 @@ def test_a_wrong_graph_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_cannot_be_a_graph_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="'shop', 'day' are text or dates"):
+    with pytest.raises(BadInputError, match="'shop', 'day' are read as categories or dates"):
         write_onnx(model(mixed_table()), tmp_path)
+    one_or_none = numeric_table().with_columns(fee=pl.when(pl.col("open")).then(2.5))
+    with pytest.raises(BadInputError, match="'fee' is read as categories or dates"):
+        write_onnx(model(one_or_none), tmp_path)
     with pytest.raises(BadInputError, match="no quantile scaling"):
         write_onnx(model(numeric_table(), {"scaling": "quantile"}), tmp_path)
     assert list(tmp_path.iterdir()) == []

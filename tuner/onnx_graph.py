@@ -40,8 +40,8 @@ def refuse_unsuitable(model: TunedModel) -> None:
     if other:
         named = ", ".join(repr(name) for name in other[:5]) + (" and others" if len(other) > 5 else "")
         raise BadInputError(
-            f"--onnx: the graph takes numbers, and {named} {'is' if len(other) == 1 else 'are'} text or dates; "
-            f"export without --onnx, or drop these columns"
+            f"--onnx: the graph takes numbers, and {named} {'is' if len(other) == 1 else 'are'} read as categories or "
+            "dates; export without --onnx, or drop these columns"
         )
     if "quantile" in model.preprocessing:
         raise BadInputError("--onnx: ONNX has no quantile scaling; export without --onnx, or use another data.scaling")
