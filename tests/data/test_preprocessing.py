@@ -219,6 +219,12 @@ def test_dates() -> None:
     assert result[3, 1:].tolist() == [0] * 4
 
 
+def test_a_column_that_is_called_as_a_part_of_a_date() -> None:
+    frame = pl.DataFrame({"d": ["2024-01-01", "2024-03-01", "2024-06-15"], "d sin year": [0.1, 0.2, 0.3]})
+    with pytest.raises(DataError, match="column 'd sin year' is called as a part of the date 'd'; rename it"):
+        fit(frame, np.arange(3.0))
+
+
 def test_a_time_of_day_is_a_part() -> None:
     moments = [f"2024-01-{day:02}T{hour:02}:30" for day in (1, 2, 3) for hour in (0, 6, 12, 18)]
     fitted = fit_one(moments)

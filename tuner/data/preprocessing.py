@@ -10,7 +10,7 @@ Shapes: ``n`` rows, ``D`` encoded features.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -39,7 +39,7 @@ MIN_FREQUENCY = 5  # rows that a category needs for a feature of its own
 
 Numbers = npt.NDArray[np.int64]
 _DAY_US = 86_400_000_000
-_CYCLES: Mapping[str, str] = {"year": "day of year", "week": "day of week", "day": "time of day"}
+_CYCLES = ("year", "week", "day")  # that dates come again in
 
 
 class SmoothClippedScaler(RobustScaler):  # type: ignore[misc]  # scikit-learn is untyped
@@ -161,9 +161,10 @@ class Preprocessing:
     ) -> Preprocessing:
         """Fit on the rows ``rows`` of ``frame`` and ``target`` (n,), and on nothing else of them.
 
-        schema: inferred on the same rows. Raises DataError when the regression target is constant, or numbers are so
-        large that their variance is not one.
+        schema: inferred on the same rows. Raises DataError when the regression target is constant, numbers are so large
+        that their variance is not one, or a column is called as a part of a date.
         """
+        _refuse_names_of_parts(schema)
         blocks = tuple(_fit_blocks(schema, frame, rows, scaling))
         target_mean, target_sd = 0.0, 1.0
         if task == "regression":
@@ -258,15 +259,21 @@ def _date_parts(column: Column, moments: pl.Series) -> Iterator[pl.Series]:
     if not column.recurring:
         yield (moments.to_physical() / _DAY_US).alias(column.name)
     in_day = (moments.to_physical() % _DAY_US) / _DAY_US
-    shares = {
-        "year": (moments.dt.ordinal_day() - 1 + in_day) / 366,
-        "week": (moments.dt.weekday() - 1 + in_day) / 7,
-        "day": in_day,
-    }
-    for cycle, share in shares.items():
+    shares = ((moments.dt.ordinal_day() - 1 + in_day) / 366, (moments.dt.weekday() - 1 + in_day) / 7, in_day)
+    for cycle, share in zip(_CYCLES, shares, strict=True):
         turned = 2 * math.pi * share
         yield turned.sin().alias(f"{column.name} sin {cycle}")
         yield turned.cos().alias(f"{column.name} cos {cycle}")
+
+
+def _refuse_names_of_parts(schema: Schema) -> None:
+    names = [column.name for column in schema.columns]
+    for date in schema.of_kind("date"):
+        for part in (f"{date} {turned} {cycle}" for cycle in _CYCLES for turned in ("sin", "cos")):
+            if part in names:
+                raise DataError(
+                    f"column {part!r} is called as a part of the date {date!r}; rename it, or list it in data.drop"
+                )
 
 
 def _fit_blocks(schema: Schema, frame: pl.DataFrame, rows: Numbers, scaling: Scaling) -> Iterator[Block]:
