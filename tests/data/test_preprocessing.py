@@ -195,6 +195,11 @@ def test_categories() -> None:
     assert result.sum(axis=1).tolist() == [1] * 5
 
 
+def test_an_unseen_category_where_none_is_rare() -> None:
+    fitted = fit_one(["a", "b"] * 6)
+    assert fitted.transform(pl.DataFrame({"c": ["never seen", "b"]})).tolist() == [[0, 0], [0, 1]]
+
+
 def test_a_column_never_has_too_many_categories(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preprocessing, "MAX_CATEGORIES", 4)
     values = [f"c{i % 8}" for i in range(80)]

@@ -133,7 +133,8 @@ class Preprocessing:
       feature that says so.
     - booleans: 0 and 1; missing ones become the more frequent.
     - categories: one feature each for those with at least :data:`MIN_FREQUENCY` rows, up to :data:`MAX_CATEGORIES` a
-      column, and one for the others together, which is also where unseen ones go; missing is a category.
+      column, and one for the others together, which is also where unseen ones go; where there are no others, an unseen
+      one is none of the features: all are 0. Missing is a category.
     - dates: days (a number), and sine and cosine of the time of year, of week and of day where these differ.
 
     target_mean, target_sd: a regression target y becomes (y - target_mean)/target_sd; 0 and 1 for classification.

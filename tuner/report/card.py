@@ -114,7 +114,7 @@ def _networks(spec: StudySpec, networks: Sequence[Record]) -> str:
 def _limits(model: Record) -> str:
     lines = [
         "- The test score holds for rows like those that were tested on; rows from elsewhere or later may be harder.",
-        "- A category that no training row had counts as one of the rare ones.",
+        "- A category that no training row had counts as one of its column's rare ones; where none is rare, as none.",
         "- A value that cannot be read counts as missing.",
     ]
     if model["probabilities"]:
