@@ -147,6 +147,28 @@ def test_categories_that_look_like_numbers_and_one_number_or_none(tmp_path: Path
     assert np.abs(found - other).max() > 1e-3, "the network looks at both columns"
 
 
+def test_names_in_digits_keep_their_zeros(tmp_path: Path) -> None:
+    lines = [f"{i % 4:02d},{i * 37 % 101}" for i in range(80)] + [f"{i % 4},{i * 37 % 101}" for i in range(80)]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["zip,x", *lines]) + "\n")
+    made = model(table := read_csv(path, ("zip",)), categorical=("zip",))
+    assert made.preprocessing["standard"].feature_names[-8:] == tuple(
+        f"zip_{text}" for text in ("0", "00", "01", "02", "03", "1", "2", "3")
+    )
+    predict_file(made, path, tmp_path / "p.csv")
+    found = pl.read_csv(tmp_path / "p.csv").drop("prediction").to_numpy()
+    assert found == pytest.approx(made.predict_proba(table), abs=1e-6)
+
+
+def test_columns_named_as_copies_are(tmp_path: Path) -> None:
+    table = pl.DataFrame({"a": [i % 7 / 7 for i in range(60)], "a_duplicated_0": [i % 5 / 5 for i in range(60)]})
+    made, data = model(table), written(table, tmp_path / "a.csv")
+    predict_file(made, data, tmp_path / "p.csv")
+    found = pl.read_csv(tmp_path / "p.csv").drop("prediction").to_numpy()
+    assert found == pytest.approx(made.predict_proba(table), abs=1e-6)
+    assert predict_file(model(table.select("a")), data, tmp_path / "p.csv").rows == 60, "only real copies are refused"
+
+
 def test_quotes_in_names_and_booleans_as_digits(tmp_path: Path) -> None:
     """A CSV writes a quote in a name twice, and other programs write 1 for true."""
     table = pl.DataFrame({'a "1"': [i % 7 / 7 for i in range(60)], "open": [i % 3 == 0 for i in range(60)]})

@@ -308,7 +308,8 @@ class CorruptSection(_Section):
 class DataSection(_Section):
     """``[data]``: where the rows come from. A relative path is relative to the study file's folder.
 
-    ``drop`` names columns that are not features; ``categorical`` names numeric columns whose numbers are only names.
+    ``drop`` names columns that are not features; ``categorical`` names columns whose numbers are only names (in a CSV
+    they keep their leading zeros).
     """
 
     source: str = Field(min_length=1)

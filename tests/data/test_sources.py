@@ -264,6 +264,7 @@ def test_many_columns_are_not_all_listed(tmp_path: Path) -> None:
         ("y\nu\nv\nu\n", ["no column beside the target 'y'"]),
         ("a;y\n1;u\n2;v\n3;u\n", ["one column, 'a;y'", "by commas"]),
         ("y,a,y\n1,2,1\n2,2,2\n3,3,3\n", ["two columns are named 'y'"]),
+        ('"a ""1""",y,"a ""1"""\n1,2,1\n2,2,2\n3,3,3\n', ["two columns are named 'a \"1\"'"]),
         ("a;b;y\n1,5;2,5;u\n2,5;3;v\n3;3;u\n", ["one column, 'a;b;y'", "by commas, not by ';'"]),
         ("a,y\n1,u\n2,v,9,9\n3,u\n", ["line 3 has 4 fields, the line of column names has 2", "into double quotes"]),
         ('a,y\n"1\n",u\n2,v,9\n3,u\n', ["line 4 has 3 fields"]),
@@ -403,6 +404,34 @@ def test_quotes_in_column_names(tmp_path: Path) -> None:
     csv, parquet = (load(tmp_path, f"t.{suffix}", target='the "y"') for suffix in ("csv", "parquet"))
     assert csv.frame.columns == parquet.frame.columns == ['"a"', 'b "x",\n']
     assert csv.digest == parquet.digest
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "parquet"])
+def test_a_column_may_be_named_as_polars_names_a_copy(suffix: str, tmp_path: Path) -> None:
+    frame = pl.DataFrame({"a": [1, 2, 3], "a_duplicated_0": [4, 5, 7], "y": ["u", "v", "u"]})
+    if suffix == "parquet":
+        frame.write_parquet(tmp_path / "t.parquet")
+    else:
+        csv = frame.write_csv().encode()
+        (tmp_path / f"t.{suffix}").write_bytes(gzip.compress(csv) if suffix == "csv.gz" else csv)
+    assert_frame_equal(load(tmp_path, f"t.{suffix}").frame, frame.drop("y"))
+
+
+def test_names_in_digits_keep_their_zeros_whatever_the_other_rows_say(tmp_path: Path) -> None:
+    content = 'zip,"a ""b""",c,y\n01234,1,1,u\nNA,02,2,v\n00501,3,3,u\n'
+    for name, last in (("digits", "99950,4,4,v"), ("text", "K1A,x,4,v")):
+        (tmp_path / f"{name}.csv").write_text(f"{content}{last}\n")
+        frame = load(tmp_path, f"{name}.csv", categorical=("zip", 'a "b"')).frame
+        assert frame.dtypes == [pl.String, pl.String, pl.Int64]
+        assert frame["zip"].to_list()[:3] == ["01234", None, "00501"]
+        assert frame['a "b"'].to_list()[:3] == ["1", "02", "3"]
+
+
+def test_a_target_that_is_declared_categorical(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"a": [1, 2, 3], "y": pl.Series(["10", "9 ", "10"], dtype=pl.Categorical)})
+    frame.write_parquet(tmp_path / "t.parquet")
+    assert load(tmp_path, "t.parquet").classes == ("9", "10")
+    assert load(tmp_path, "t.parquet", "regression").target.tolist() == [10, 9, 10]
 
 
 def test_a_category_may_be_called_inf(tmp_path: Path) -> None:

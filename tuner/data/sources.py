@@ -12,7 +12,8 @@ import gzip
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -85,11 +86,10 @@ def load_table(section: DataSection, task: Task, root: Path) -> Table:
     ``sklearn:NAME`` is a table that comes with scikit-learn, ``openml:ID`` one of openml.org, which scikit-learn
     downloads once, ``synthetic:NAME`` one drawn from a distribution of :mod:`tuner.data.synthetic`. A CSV (gzipped or
     not) or Parquet file needs ``section.target``, the name of its target column; all columns but the target,
-    ``section.drop`` and those that only split are features. In a CSV, :data:`NULL_VALUES` are missing values. An NPZ
-    file holds ``X`` (or ``x``, ``features``) of shape (n, D) and ``y`` (or ``target``, or the
-    name in ``section.target``) of shape (n,); an NPY file one array whose columns are x0, x1, …, or are named where its
-    type has fields. Classes that are whole numbers are coded in their numerical order, others in the order of their
-    text.
+    ``section.drop`` and those that only split are features. In a CSV, :data:`NULL_VALUES` are missing values, and
+    what ``section.categorical`` names is text. An NPZ file holds ``X`` (or ``x``, ``features``) of shape (n, D) and
+    ``y`` (or ``target``, or the name in ``section.target``) of shape (n,); an NPY file what :func:`read_npy` reads.
+    Classes that are whole numbers are coded in their numerical order, others in the order of their text.
 
     Raises DataError when the source is unknown or unreadable, or its rows break a rule above.
     """
@@ -115,8 +115,9 @@ def load_table(section: DataSection, task: Task, root: Path) -> Table:
         raise DataError(f"data.source: no such file: {path} (a relative path starts at the study file's folder)")
     if suffix == ".npz":
         return _from_npz(path, section, task)
-    frame = _read_npy(path, source) if suffix == ".npy" else _read_frame(path, source, suffix)
-    return _from_frame(frame, section, task)
+    if suffix == ".npy":
+        return _from_frame(read_npy(path, source), section, task)
+    return _from_frame(_read_frame(path, source, suffix, section.categorical), section, task)
 
 
 def _from_sklearn(section: DataSection, task: Task) -> Table:
@@ -193,9 +194,13 @@ def _from_pandas(column: Any, name: str) -> pl.Series:
     return series.cast(pl.Categorical) if column.dtype.name == "category" else series
 
 
-def read_csv(path: Path) -> pl.DataFrame:
-    """A CSV as polars reads it. Raises polars' errors."""
+def read_csv(path: Path, text: Collection[str] = ()) -> pl.DataFrame:
+    """A CSV as polars reads it, the columns that ``text`` names as text. Raises polars' errors."""
     settings: dict[str, Any] = {"null_values": list(NULL_VALUES), "glob": False}
+    if text:
+        names = pl.scan_csv(path, infer_schema=False, glob=False).collect_schema().names()
+        chosen = [name for name, called in zip(names, unquoted(names), strict=True) if called in text]
+        settings["schema_overrides"] = dict.fromkeys(chosen, pl.String)
     try:
         frame = pl.read_csv(path, infer_schema_length=_ROWS_TO_GUESS, **settings)
     except pl.exceptions.ComputeError:
@@ -212,6 +217,16 @@ def unquoted(names: Sequence[str]) -> list[str]:
     ['width (6 "inch")', 'depth']
     """
     return [name.replace('""', '"') for name in names]
+
+
+def repeated_names(path: Path, names: Sequence[str]) -> list[str]:
+    """What several columns of a CSV are called, in the file; names: as polars reads them, which numbers the copies."""
+    if not any(re.search(r"_duplicated_\d+$", name) for name in names):
+        return []
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
+        header = next((record for record in csv.reader(file) if record), [])
+    return [name for name, times in Counter(header).items() if times > 1]
 
 
 def trouble_of_csv(path: Path, error: BaseException | None = None) -> str | None:
@@ -250,9 +265,10 @@ def trouble_of_csv(path: Path, error: BaseException | None = None) -> str | None
     return None
 
 
-def _read_frame(path: Path, source: str, suffix: str) -> pl.DataFrame:
+def _read_frame(path: Path, source: str, suffix: str, text: Collection[str]) -> pl.DataFrame:
+    """text: the columns of a CSV that are read as text."""
     try:
-        frame = pl.read_parquet(path, glob=False) if suffix == ".parquet" else read_csv(path)
+        frame = pl.read_parquet(path, glob=False) if suffix == ".parquet" else read_csv(path, text)
     except pl.exceptions.NoDataError:
         raise DataError(f"{source}: the file is empty; it needs a line of column names, then rows") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
@@ -264,6 +280,9 @@ def _read_frame(path: Path, source: str, suffix: str) -> pl.DataFrame:
     strange = frame.width == 1 or any("\ufffd" in name for name in frame.columns)
     if suffix != ".parquet" and strange and (trouble := trouble_of_csv(path)):
         raise DataError(f"{source}: {trouble}")
+    # A second copy of the target would become a feature.
+    if suffix != ".parquet" and (repeated := repeated_names(path, frame.columns)):
+        raise DataError(f"{source}: two columns are named {repeated[0]!r}; give every column its own name")
     return frame
 
 
@@ -276,10 +295,6 @@ def _from_frame(frame: pl.DataFrame, section: DataSection, task: Task, *, target
     if target not in names:
         near = _near(target, names)
         raise DataError(f"data.target: no column {target!r} in {source}{near}; its columns: {_listed(names)}")
-    # polars renames a repeated column, so that a second copy of the target would become a feature.
-    for name in names:
-        if (copy := re.fullmatch(r"(.*)_duplicated_\d+", name, re.DOTALL)) and copy[1] in names:
-            raise DataError(f"{source}: two columns are named {copy[1]!r}; give every column its own name")
     _check_rows(frame.height, source)
     codes, classes = _encode(frame[target], target, source, task)
     return _table(frame.drop(target), codes, classes, target, section)
@@ -326,7 +341,11 @@ def _table(
     return Table(frame=features, target=target, classes=classes, target_name=target_name, by=by)
 
 
-def _read_npy(path: Path, source: str) -> pl.DataFrame:
+def read_npy(path: Path, source: str) -> pl.DataFrame:
+    """The array of an NPY file, its columns named x0, x1, …, or as its type's fields. source: what a message calls it.
+
+    Raises DataError.
+    """
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
