@@ -1,6 +1,7 @@
 """Export: a folder that holds the evaluated model, whole or not at all."""
 
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,21 @@ def test_a_model_card_says_what_is_known(manager: StudyManager, tmp_path: Path) 
     assert TunedModel.load(tmp_path / "early").predict(mixed_table(9)).tolist() == (
         TunedModel.load(tmp_path / "late").predict(mixed_table(9)).tolist()
     )
+
+
+def test_what_a_model_card_says_in_python_reads_rows_as_in_training(
+    manager: StudyManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(manager, study(), tmp_path)
+    export(manager, "tiny", tmp_path / "m", device="cpu")
+    monkeypatch.chdir(tmp_path / "m")
+    rows = mixed_table(30, seed=3)
+    rows.write_csv("rows.csv", null_value="NA")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", Path("README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    said: dict[str, Any] = {}
+    exec(snippet, said)
+    assert said["rows"]["shop"].null_count() > 0
+    assert np.array_equal(said["model"].predict_proba(said["rows"]), said["model"].predict_proba(rows))
 
 
 def test_an_ensemble_may_be_exported_without_an_evaluation(manager: StudyManager, tmp_path: Path) -> None:

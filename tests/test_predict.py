@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from tuner.data.preprocessing import FarValueError
 from tuner.data.sources import read_csv
 from tuner.errors import DataError, StorageError
 from tuner.model import TunedModel
-from tuner.predict import answered, predict_file
+from tuner.predict import answered, predict_file, read_rows
 
 
 def written(table: pl.DataFrame, path: Path) -> Path:
@@ -53,6 +54,32 @@ def test_arrays_in_an_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", X=table.to_numpy())
     predict_file(made, tmp_path / "rows.npz", tmp_path / "p.csv", batch_rows=11)
     assert pl.read_csv(tmp_path / "p.csv")["prediction"].to_numpy() == pytest.approx(made.predict(table))
+
+
+@pytest.mark.parametrize("columns", ["features", "features and target", "named"])
+def test_the_array_of_an_npy(columns: str, tmp_path: Path) -> None:
+    """Its columns are called as in training, where the target was among them."""
+    table = pl.DataFrame({f"x{i}": np.random.default_rng(i).normal(size=50) for i in range(3)})
+    made = replace(model(table, classes=()), target_name="x3")
+    array = table.with_columns(x3=0.0).to_numpy(structured=columns == "named")
+    np.save(tmp_path / "rows.npy", array[:, :3] if columns == "features" else array)
+    done = predict_file(made, tmp_path / "rows.npy", tmp_path / "p.csv", batch_rows=11)
+    assert pl.read_csv(tmp_path / "p.csv")["prediction"].to_numpy() == pytest.approx(made.predict(table))
+    assert done.notes == (() if columns == "features" else ("ignored: column 'x3', the target",))
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz", "rows.parquet"])
+def test_rows_are_read_as_they_are_predicted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_module, "BATCH_ROWS", 7)
+    made, rows = model(mixed_table()), mixed_table(100, seed=3)
+    data = written(rows.with_columns(other=1), tmp_path / name)
+    read = read_rows(made, str(data))
+    assert read.columns == rows.columns
+    assert np.array_equal(made.answers(read), made.answers(rows))
+    with pytest.raises(DataError, match="columns are missing: 'shop'"):
+        read_rows(made, written(rows.drop("shop"), data))
+    with pytest.raises(DataError, match="has no rows"):
+        read_rows(made, written(rows[:0], data))
 
 
 def test_columns_in_another_order_and_others_beside_them(tmp_path: Path) -> None:
@@ -202,9 +229,23 @@ HEADER = "size,gaps,open,shop,day\n"
         ("a.csv.gz", gzip.compress(HEADER.encode() * 5000)[:60], "cannot be read"),
         ("a.parquet", b"PAR1 and no more", "cannot be read"),
         ("a.npz", b"PK", "cannot be read as NPZ"),
+        ("a.npy", b"\x93NUM", "cannot be read as NPY"),
         ("a.xlsx", b"", "cannot tell what it is"),
     ],
-    ids=["empty", "header", "missing", "semicolons", "latin", "utf16", "twice", "gzip", "parquet", "npz", "suffix"],
+    ids=[
+        "empty",
+        "header",
+        "missing",
+        "semicolons",
+        "latin",
+        "utf16",
+        "twice",
+        "gzip",
+        "parquet",
+        "npz",
+        "npy",
+        "suffix",
+    ],
 )
 def test_bad_files_leave_nothing_behind(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

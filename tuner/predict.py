@@ -17,7 +17,7 @@ import torch
 
 from tuner.data.columns import Kind, listed
 from tuner.data.preprocessing import FarValueError
-from tuner.data.sources import NULL_VALUES, trouble_of_csv, unquoted
+from tuner.data.sources import NULL_VALUES, read_npy, repeated_names, trouble_of_csv, unquoted
 from tuner.errors import DataError, StorageError
 from tuner.files import whole_file
 from tuner.model import TunedModel
@@ -26,7 +26,7 @@ from tuner.words import count
 BATCH_ROWS = 65_536
 WANTED: Mapping[Kind, str] = {"numeric": "numbers", "boolean": "true or false", "date": "dates"}
 Unreadable = Mapping[str, tuple[int, str]]  # of a column: how many values, and the first
-SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
+SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz", ".npy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +41,13 @@ def predict_file(model: TunedModel, data: Path, out: Path | None, *, batch_rows:
     """Write a CSV with one line for each row of ``data``: ``prediction``, and ``probability_LABEL`` of each class where
     the model gives probabilities.
 
-    data: CSV (gzipped or not), Parquet or NPZ. out: a file, which appears when it is whole; None: standard output.
-    Raises DataError when the file cannot be read or columns are missing, StorageError when there is no room for the
-    answers; then no file is left. BrokenPipeError when whoever read the standard output has gone.
+    data: CSV (gzipped or not), Parquet, NPZ or NPY, columns being called as in training. out: a file, which appears
+    when it is whole; None: standard output. Raises DataError when the file cannot be read or columns are missing,
+    StorageError when there is no room for the answers; then no file is left. BrokenPipeError when whoever read the
+    standard output has gone.
     """
     batches, names = _batches(data, model, batch_rows)
     wanted = [column.name for column in model.schema.columns]
-    of_csv = not data.name.lower().endswith((".parquet", ".npz"))
-    if of_csv and not set(wanted) <= set(names) and (trouble := trouble_of_csv(data)):
-        raise DataError(f"{data}: {trouble}")
-    try:
-        model.schema.check_names(names)
-    except DataError as error:
-        raise DataError(f"{data}: {error}") from None
     extra = [name for name in names if name not in wanted and name != model.target_name]
     notes = [f"ignored: columns {listed(extra)}, which the model does not know"] if extra else []
     if model.target_name in names and model.target_name not in wanted:
@@ -77,6 +71,18 @@ def predict_file(model: TunedModel, data: Path, out: Path | None, *, batch_rows:
         told = f"{count(number, 'value')} such as {first[name]!r}"
         notes.append(f"column {name!r}: {told} cannot be read as {WANTED[kinds[name]]}, and count as missing")
     return Predicted(rows=rows, notes=tuple(notes))
+
+
+def read_rows(model: TunedModel, data: str | Path) -> pl.DataFrame:
+    """The model's columns of a file that :func:`predict_file` takes, as it reads them, for :meth:`TunedModel.predict`.
+
+    Raises DataError as it does.
+    """
+    batches, _ = _batches(Path(data), model, BATCH_ROWS)
+    read = [model.schema.apply(batch) for batch in batches]
+    if not read:
+        raise DataError(f"{data}: has no rows to predict")
+    return pl.concat(read)
 
 
 def _parts(
@@ -125,27 +131,39 @@ def answered(model: TunedModel, batch: pl.DataFrame) -> pl.DataFrame:
 
 
 def _batches(path: Path, model: TunedModel, rows: int) -> tuple[Iterator[pl.DataFrame], list[str]]:
-    """The file's rows in batches, with the model's columns alone, and the names of all columns."""
+    """The file's rows in batches, with the model's columns alone, and the names of all columns. Raises DataError."""
     suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
     if suffix is None:
         raise DataError(f"{path}: cannot tell what it is; predict reads files ending in {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     wanted = [column.name for column in model.schema.columns]
-    if suffix == ".npz":
-        frame = _npz(path)
-        return iter(frame.select([n for n in wanted if n in frame.columns]).iter_slices(rows)), frame.columns
+    if suffix in (".npz", ".npy"):
+        frame = _npz(path) if suffix == ".npz" else read_npy(path, str(path))
+        _check_names(path, frame.columns, model)
+        return iter(frame.select(wanted).iter_slices(rows)), frame.columns
     with _explained(path):
         scan = pl.scan_parquet(path, glob=False) if suffix == ".parquet" else _scan_csv(path)
         names = scan.collect_schema().names()
-    for name in names:
-        if "_duplicated_" in name and name.rpartition("_duplicated_")[0] in wanted:
-            raise DataError(f"{path}: two columns are named {name.rpartition('_duplicated_')[0]!r}; keep one of them")
-    chosen = [name for name in wanted if name in names]
+    _check_names(path, names, model)
     if suffix == ".parquet":
-        return _collected(path, scan.select(chosen), rows), names
-    numbers = [name for name in model.schema.of_kind("numeric") if name in names]
-    return _collected_csv(path, chosen, numbers, rows), names
+        return _collected(path, scan.select(wanted), rows), names
+    return _collected_csv(path, wanted, model.schema.of_kind("numeric"), rows), names
+
+
+def _check_names(path: Path, names: Sequence[str], model: TunedModel) -> None:
+    """Raises DataError unless each of the model's columns is there, once."""
+    wanted = [column.name for column in model.schema.columns]
+    if path.name.lower().endswith((".csv", ".csv.gz")):
+        if not set(wanted) <= set(names) and (trouble := trouble_of_csv(path)):
+            raise DataError(f"{path}: {trouble}")
+        for name in repeated_names(path, names):
+            if name in wanted:
+                raise DataError(f"{path}: two columns are named {name!r}; keep one of them")
+    try:
+        model.schema.check_names(names)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def _scan_csv(path: Path, numbers: Sequence[str] = ()) -> pl.LazyFrame:

@@ -68,9 +68,9 @@ def _performance(metrics: Record, evaluation: Record | None) -> list[str]:
 def _usage(model: Record) -> str:
     proba = "\nmodel.predict_proba(rows)     # one column for each of model.classes" if model["probabilities"] else ""
     return (
-        "```python\nimport polars as pl\nfrom tuner.model import TunedModel\n\n"
+        "```python\nfrom tuner.model import TunedModel\nfrom tuner.predict import read_rows\n\n"
         'model = TunedModel.load(".")   # this folder; every file is checked against its hash\n'
-        'rows = pl.read_csv("rows.csv")\n'
+        'rows = read_rows(model, "rows.csv")   # missing values as in training; or a frame of your own\n'
         f"model.predict(rows){proba}\n```\n\n"
         "Or, for files of any size: `tuner predict FOLDER rows.csv -o predictions.csv`."
     )
