@@ -1,4 +1,5 @@
 import gzip
+import json
 import pickle
 import re
 from datetime import date
@@ -144,6 +145,18 @@ def test_parquet_types(tmp_path: Path) -> None:
     assert_frame_equal(table.frame, frame.drop("y"))
     assert table.classes == ("u", "v")
     np.testing.assert_array_equal(table.target, [1, 0, 1])
+
+
+def test_numbers_that_pandas_called_categories(tmp_path: Path) -> None:
+    """As pandas writes them: plain numbers, and a note beside them."""
+    frame = pl.DataFrame({"a": [1, 2, None], "b": [1, 2, 3], "y": [0, 1, 0]})
+    kinds = {"a": "categorical", "b": "int64", "y": "categorical", "index": "categorical"}
+    columns = [{"name": name, "pandas_type": kind} for name, kind in kinds.items()]
+    frame.write_parquet(tmp_path / "t.parquet", metadata={"pandas": json.dumps({"columns": columns})})
+    table = load(tmp_path, "t.parquet")
+    assert table.frame.dtypes == [pl.Categorical, pl.Int64]
+    assert table.frame["a"].to_list() == ["1", "2", None]
+    assert table.classes == ("0", "1")
 
 
 @pytest.mark.parametrize("looked_at", [10_000, 10])

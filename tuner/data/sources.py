@@ -9,6 +9,7 @@ import codecs
 import csv
 import difflib
 import gzip
+import json
 import re
 import zipfile
 import zlib
@@ -26,6 +27,7 @@ import polars as pl
 from sklearn import datasets
 
 from tuner.data._digest import column_arrays, sha256_of
+from tuner.data.columns import as_category
 from tuner.data.synthetic import rows_of, truth_of
 from tuner.errors import DataError
 from tuner.spec import DataSection, Distribution, SyntheticSection, metrics_for
@@ -194,6 +196,16 @@ def _from_pandas(column: Any, name: str) -> pl.Series:
     return series.cast(pl.Categorical) if column.dtype.name == "category" else series
 
 
+def _read_parquet(path: Path) -> pl.DataFrame:
+    """A Parquet file; what pandas called a category in it is Categorical. Raises polars' errors."""
+    frame = pl.read_parquet(path, glob=False)
+    of_pandas = json.loads(pl.read_parquet_metadata(path).get("pandas", "{}")).get("columns", ())
+    declared = [column["name"] for column in of_pandas if column["pandas_type"] == "categorical"]
+    # Those of text come as Categorical already, those of numbers as numbers.
+    plain = [name for name in declared if name in frame.columns and frame[name].dtype != pl.Categorical]
+    return frame.with_columns(as_category(frame[name]) for name in plain)
+
+
 def read_csv(path: Path, text: Collection[str] = ()) -> pl.DataFrame:
     """A CSV as polars reads it, the columns that ``text`` names as text. Raises polars' errors."""
     settings: dict[str, Any] = {"null_values": list(NULL_VALUES), "glob": False}
@@ -268,7 +280,7 @@ def trouble_of_csv(path: Path, error: BaseException | None = None) -> str | None
 def _read_frame(path: Path, source: str, suffix: str, text: Collection[str]) -> pl.DataFrame:
     """text: the columns of a CSV that are read as text."""
     try:
-        frame = pl.read_parquet(path, glob=False) if suffix == ".parquet" else read_csv(path, text)
+        frame = _read_parquet(path) if suffix == ".parquet" else read_csv(path, text)
     except pl.exceptions.NoDataError:
         raise DataError(f"{source}: the file is empty; it needs a line of column names, then rows") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
