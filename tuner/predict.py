@@ -41,10 +41,10 @@ def predict_file(model: TunedModel, data: Path, out: Path | None, *, batch_rows:
     """Write a CSV with one line for each row of ``data``: ``prediction``, and ``probability_LABEL`` of each class where
     the model gives probabilities.
 
-    data: CSV (gzipped or not), Parquet, NPZ or NPY, columns being called as in training. out: a file, which appears
-    when it is whole; None: standard output. Raises DataError when the file cannot be read or columns are missing,
-    StorageError when there is no room for the answers; then no file is left. BrokenPipeError when whoever read the
-    standard output has gone.
+    data: CSV (gzipped or not), Parquet, NPZ or NPY, whose columns are called as in training: in an NPY file without
+    names x0, x1, … by their places, the target's among them. out: a file, which appears when it is whole; None:
+    standard output. Raises DataError when the file cannot be read or columns are missing, StorageError when there is no
+    room for the answers; then no file is left. BrokenPipeError when whoever read the standard output has gone.
     """
     batches, names = _batches(data, model, batch_rows)
     wanted = [column.name for column in model.schema.columns]

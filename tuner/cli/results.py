@@ -144,8 +144,9 @@ def export(
 def predict(folder: Path, data: Path, out: Path | None, quiet: bool) -> None:
     """Predict the rows of a file with an exported model, as CSV.
 
-    DATA is CSV (gzipped or not), Parquet, NPZ or NPY of any size. Its columns are found by name: their order does not
-    matter, others are ignored, missing ones are refused. Each row gets its prediction, and a probability of each class.
+    DATA is CSV (gzipped or not), Parquet, NPZ or NPY of any size. Its columns are found by name, in arrays by the place
+    that they had in training (the target's among them); others are ignored, missing ones are refused. Each row gets its
+    prediction, and a probability of each class.
     """
     from tuner.model import TunedModel
     from tuner.predict import predict_file
