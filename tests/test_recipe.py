@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ from tests.data.test_dataset import mixed_rows
 from tuner import recipe
 from tuner.data import Schema, load_training_data
 from tuner.errors import DataError, SpecMismatchError
+from tuner.learning.lanes import Pack
 from tuner.manager import StudyManager
 from tuner.plan import create_study
 from tuner.recipe import epochs_a_second, name_of, study_of_table, write_recipe
+from tuner.spec import parse_spec
 
 
 def write_table(path: Path, **more: Any) -> None:
@@ -65,6 +68,23 @@ def test_the_target_tells_the_task(values: list[Any], metric: str, tmp_path: Pat
     assert write_recipe("t.csv", "y", root=tmp_path).spec.study.metric == expected
 
 
+@pytest.mark.parametrize(
+    ("rows", "widest", "batch_sizes"),
+    [(120, 64, [32]), (4_000, 256, [32, 64, 128, 256]), (50_000, 512, [256, 512])],
+)
+def test_the_ranges_follow_the_number_of_rows(rows: int, widest: int, batch_sizes: list[int], tmp_path: Path) -> None:
+    pl.DataFrame({"a": np.arange(rows) % 97, "y": np.arange(rows) % 2}).write_parquet(tmp_path / "t.parquet")
+    space = write_recipe("t.parquet", "y", root=tmp_path).content["space"]
+    assert space["batch_size"] == {"choices": batch_sizes}
+    assert space["width"] == {"low": widest // 4, "high": widest, "log": True}
+
+
+def test_where_a_factor_counts_the_scale_is_logarithmic(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.csv")
+    space = write_recipe("t.csv", "y", root=tmp_path).content["space"]
+    assert {name for name, domain in space.items() if domain.get("log")} == {"learning_rate", "weight_decay", "width"}
+
+
 def test_a_metric_may_be_asked_for(tmp_path: Path) -> None:
     write_table(tmp_path / "t.csv")
     written = write_recipe("t.csv", "y", root=tmp_path, metric="log_loss")
@@ -104,6 +124,52 @@ def test_the_speed_is_measured(tmp_path: Path) -> None:
     assert speed > 0
 
 
+OF_30_STEPS = parse_spec(
+    {
+        "study": {"name": "s", "metric": "error"},
+        "data": {"source": "sklearn:iris"},
+        "search": {"trials": 8},
+        "space": {"learning_rate": {"low": 1e-3, "high": 1e-2}, "batch_size": 3, "width": 4, "depth": 1},
+    }
+)
+
+
+class Clock:
+    """A clock that only training moves: by a second in each micro-step, of which it counts all."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.steps = 0
+        original = Pack._train_step
+
+        def step(pack: Pack, *words: Any) -> None:
+            self.steps += 1
+            original(pack, *words)
+
+        patch.setattr(Pack, "_train_step", step)
+        patch.setattr(recipe, "time", SimpleNamespace(perf_counter=lambda: float(self.steps)))
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(1e6, 60), (40.0, 42), (0.0, 2)])
+def test_measuring_gives_up_an_epoch_that_is_too_long(
+    seconds: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight lanes in one pack, two epochs of 30 micro-steps: the speed is the same wherever they are given up."""
+    monkeypatch.setattr(recipe, "MEASURED_S", seconds)
+    monkeypatch.setattr(recipe, "plan_packs", lambda tasks, _: [tasks])
+    clock = Clock(monkeypatch)
+    assert epochs_a_second(OF_30_STEPS, Path(), device="cpu") == pytest.approx(8 / 30)
+    assert clock.steps == steps
+
+
+def test_measuring_all_packs_takes_three_times_as_long_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of packs that each end in time: here of a lane each, of 30 seconds an epoch."""
+    monkeypatch.setattr(recipe, "MEASURED_S", 61.0)
+    monkeypatch.setattr(recipe, "plan_packs", lambda tasks, _: [[task] for task in tasks])
+    clock = Clock(monkeypatch)
+    assert epochs_a_second(OF_30_STEPS, Path(), device="cpu") == pytest.approx(1 / 30)
+    assert clock.steps == 180 <= 3 * 61
+
+
 def test_no_table_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,y\n1,x\n2,x\n3,x\n4,\n")
     with pytest.raises(DataError, match="target 'y' is missing in 1 of 4 rows"):
@@ -134,6 +200,34 @@ def test_a_stored_study_goes_on_as_it_is(tmp_path: Path, monkeypatch: pytest.Mon
             study_of_table(manager, tmp_path / "t.csv", "city")
         other, _ = study_of_table(manager, tmp_path / "t.csv", "city", name="other", trials=7)
         assert (other.study.name, other.search.trials, other.search.minutes) == ("other", 7, None)
+
+
+def test_a_file_of_the_same_name_in_another_folder_is_another_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    write_table(tmp_path / "a" / "t.csv")
+    write_table(tmp_path / "b" / "t.csv", y=["yes", "no"] * 60)
+    with StudyManager(f"sqlite:///{tmp_path}/t.db") as manager:
+        spec, root = study_of_table(manager, tmp_path / "a" / "t.csv", "y", trials=3)
+        create_study(manager, spec, root)
+        with pytest.raises(SpecMismatchError, match=f"data.source: {tmp_path}/a/t.csv -> {tmp_path}/b/t.csv"):
+            study_of_table(manager, tmp_path / "b" / "t.csv", "y")
+        monkeypatch.chdir(tmp_path / "b")
+        with pytest.raises(SpecMismatchError, match="'t' exists with another spec; use another name"):
+            study_of_table(manager, Path("t.csv"), "y")
+        (tmp_path / "link").symlink_to("a")
+        for same in (Path("../a/t.csv"), tmp_path / "link" / "t.csv", tmp_path / "a" / "t.csv"):
+            found, root = study_of_table(manager, same, "y")
+            assert (found, create_study(manager, found, root)) == (spec, False)
+
+        (tmp_path / "a").rename(tmp_path / "moved")
+        with pytest.raises(DataError, match="changed since it was created"):
+            create_study(manager, *study_of_table(manager, tmp_path / "b" / "t.csv", "y"))
+        found, root = study_of_table(manager, tmp_path / "moved" / "t.csv", "y")
+        assert (found, create_study(manager, found, root)) == (spec, False)
+        assert manager.data_root("t") == tmp_path / "moved"
 
 
 @pytest.mark.parametrize("target", ['say "yes"', "back\\slash", "🎯 ü", "a\x7fb", "tab\there", "='x' # no comment"])

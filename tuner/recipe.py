@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tuner.data import Schema, Split, Table, load_table, load_training_data, split_rows
 from tuner.data.preprocessing import bins_of
@@ -24,6 +25,8 @@ from tuner.errors import DataError, SpecMismatchError
 from tuner.learning.device import DeviceData, resolve_device
 from tuner.learning.lanes import trial_lane
 from tuner.learning.packing import plan_packs
+from tuner.learning.progress import EpochInterruptedError
+from tuner.learning.schedules import micro_steps_of
 from tuner.learning.trainer import LaneTask, PackTrainer, single_thread
 from tuner.manager import StudyManager
 from tuner.search import make_sampler
@@ -37,7 +40,7 @@ FULL_TRIALS = 40  # trials of full length that the time should allow, or trials 
 MINUTES = 5.0  # for a search that nobody gave a time
 EPOCHS = (9, 27, 81)  # powers of Hyperband's η, so that its rungs are whole
 MEASURED_LANES = 8  # trials that are trained for a moment to see how fast this machine is
-MEASURED_S = 3.0  # and for how long, at most
+MEASURED_S = 3.0  # and for how long; three times that with what comes before and what is left out
 ENCODED_ROWS = 10_000  # train rows from which on numbers in bins help; fewer are overfitted (measured on eleven tables)
 MOST_ENCODED = 100_000_000  # numbers that they may make in all: 400 MB for each worker
 SCALINGS = 3  # that a study with bins has, each with its rows
@@ -130,14 +133,18 @@ def study_of_table(
     """The study of a table, and the folder that its source starts at: the one that is stored, else a new recipe's.
 
     path: a file, or a source such as sklearn:digits. minutes: left out, 5 unless ``trials`` says how many.
-    Raises DataError; SpecMismatchError when the stored study of this name is another one.
+    Raises DataError; SpecMismatchError when the stored study of this name is another one, or of a file of the same name
+    in another folder. Where the stored study's file is gone it may have moved here: whether it is the same, its digest
+    says as the study is gone on with.
     """
     source, root = (path.name, path.parent) if ":" not in str(path) else (str(path), Path())
     name = name or name_of(source)
     if name in manager.names():
         stored = manager.spec(name)
+        there = (manager.data_root(name) / stored.data.source).resolve()
+        elsewhere = stored.data.source == path.name and there.exists() and there != path.resolve()
         asked = {
-            "data.source": (stored.data.source, source),
+            "data.source": (there, path.resolve()) if elsewhere else (stored.data.source, source),
             "data.target": (stored.data.target, target),
             "study.metric": (stored.study.metric, metric),
             "study.seed": (stored.study.seed, seed),
@@ -148,7 +155,7 @@ def study_of_table(
         given = {key: (there, wanted) for key, (there, wanted) in asked.items() if wanted not in (None, there)}
         if given:
             raise SpecMismatchError(name, [f"{key}: {there} -> {wanted}" for key, (there, wanted) in given.items()])
-        return stored, manager.data_root(name)
+        return stored, root
     if minutes is None and trials is None:
         minutes = MINUTES
     recipe = write_recipe(
@@ -166,7 +173,10 @@ def study_of_table(
 
 
 def epochs_a_second(spec: StudySpec, root: Path, *, device: str = "auto") -> float:
-    """How many epochs of this study's trials one worker trains in a second, all lanes together, measured now."""
+    """How many epochs of this study's trials one worker trains in a second, all lanes together, measured now.
+
+    Takes 3 ``MEASURED_S`` at most, however large the table is, reading it and compiling left aside.
+    """
     place = resolve_device(device)
     if place.type == "cpu":
         single_thread()
@@ -175,16 +185,43 @@ def epochs_a_second(spec: StudySpec, root: Path, *, device: str = "auto") -> flo
     configs = [spec.trial_config(spec.search_space.complete(params)) for params in drawn]
     lanes = [trial_lane(spec.study.seed, i, config) for i, config in enumerate(configs)]
     packs = plan_packs([LaneTask(lane=lane, target_epochs=spec.training.max_epochs) for lane in lanes], data)
-    seconds, epochs = 0.0, 0
+    began, seconds, epochs = time.perf_counter(), 0.0, 0.0
     for pack in packs:
-        trainer = PackTrainer(pack, data, spec.study.metric)
-        trainer.run_epoch()  # the first one also compiles and allocates
-        began = time.perf_counter()
-        epochs += len(trainer.run_epoch())
-        seconds += time.perf_counter() - began
-        if seconds > MEASURED_S:
+        trained, took = _measured(pack, data, spec.study.metric)
+        epochs, seconds = epochs + trained, seconds + took
+        if seconds > MEASURED_S or time.perf_counter() - began > 2 * MEASURED_S:
             break
     return epochs / seconds
+
+
+def _measured(pack: list[LaneTask], data: DeviceData, metric: Metric) -> tuple[float, float]:
+    """How many epochs the lanes of a pack were trained for, all together, and in how many seconds.
+
+    After ``MEASURED_S`` / 2 an epoch is given up, and the share of its micro-steps counts; so it does without
+    validation, which is short beside so long an epoch.
+    """
+    configs = [task.lane.config for task in pack]
+    steps = micro_steps_of(configs, [len(data.view(config.scaling).y_train) for config in configs])
+    asked, began = 0, 0.0
+
+    def is_over() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 1 and time.perf_counter() - began > MEASURED_S / 2
+
+    trainer = PackTrainer(pack, data, metric, interrupted=is_over)
+    trained, seconds = 0.0, 0.0
+    for _ in range(2):  # the first time it also compiles and allocates
+        if not trainer.running:
+            break  # all have diverged
+        asked, began = 0, time.perf_counter()
+        try:
+            trained = len(trainer.run_epoch())
+        except EpochInterruptedError:
+            trained = len(trainer.running) * (asked - 1) / steps
+        torch.zeros(1, device=data.device).item()  # waits until the device has done what it was given
+        seconds = time.perf_counter() - began
+    return trained, seconds
 
 
 @dataclass(kw_only=True)
