@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tests.data.studies import study
-from tuner.data import shift
+from tuner.data import shift, split_rows
 from tuner.data.shift import ShiftReport, check_shift, compare_inputs, holm
 
 KINDS: dict[str, shift.Kind] = {
@@ -127,6 +127,61 @@ def test_a_split_by_time_makes_a_shift_likely() -> None:
     assert "a split by time makes that likely: the test score then says how the model does on later rows" in (
         report.sentence
     )
+
+
+def customers(path: Path, seed: int) -> None:
+    """100 rows of each of 60 customers, and what is the same in all rows of one: where it lives and how old it is."""
+    rng = np.random.default_rng(seed)
+    customer = np.repeat(np.arange(60), 100)
+    columns = {
+        "customer": [f"c{i}" for i in customer],
+        "town": np.array(["a", "b", "c"])[rng.integers(0, 3, 60)][customer],
+        "age": rng.normal(size=60)[customer],
+        "spent": rng.normal(size=6000),
+        "y": rng.normal(size=6000),
+    }
+    pl.DataFrame(columns).write_parquet(path)
+
+
+def test_groups_that_are_dealt_at_random_raise_no_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred rows of a customer are one sign of where it lives, not a hundred."""
+    reports = []
+    for seed in range(60):
+        customers(tmp_path / "t.parquet", seed)
+        spec = study("t.parquet", "rmse", target="y", split={"group": "customer"}, seed=seed)
+        reports.append(check_shift(spec, tmp_path))
+    assert sum(report.shifted for report in reports) <= 2, "one per cent; three in one of 40 such tests"
+    assert all(report.rows == {"train": 36, "validation": 12, "test": 12} for report in reports)
+    assert reports[0].sentence.endswith("; looked at 36 train, 12 validation, 12 test rows, one of each 'customer'")
+    assert (reports[0].as_dict()["group"], reports[0].sampled) == ("customer", True)
+    assert check_shift(spec, tmp_path).as_dict() == reports[-1].as_dict(), "which row of each, the seed says"
+
+    monkeypatch.setattr(shift, "_one_of_each", lambda _, rows, __: rows)
+    assert check_shift(spec, tmp_path).shifted, "the negative control: with all rows it would be one"
+
+
+def test_a_shift_between_groups_is_found(tmp_path: Path) -> None:
+    """What was measured differently for the customers that validate: one row of each is enough to see it."""
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {"customer": np.repeat(np.arange(400), 3), "x": rng.normal(size=1200), "y": np.arange(1200) % 7}
+    )
+    frame.write_parquet(tmp_path / "t.parquet")
+    spec = study("t.parquet", "rmse", target="y", split={"group": "customer"})
+    assert not check_shift(spec, tmp_path).shifted
+    target = frame["y"].cast(pl.Float64).to_numpy()
+    val = split_rows(target, "regression", spec.data.split, 0, by=frame["customer"]).val
+    moved = frame.with_columns(x=pl.when(pl.int_range(1200).is_in(val)).then(pl.col("x") + 2).otherwise("x"))
+    moved.write_parquet(tmp_path / "t.parquet")
+    report = check_shift(spec, tmp_path)
+    assert report.verdict.startswith("warning: train and validation differ in x")
+    assert {c.column for c in report.columns if c.shifted} == {"x"}
+
+
+def test_of_folds_the_first_is_compared(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", X=np.arange(300.0)[:, None], y=np.arange(300.0))
+    report = check_shift(study("t.npz", "rmse", split={"folds": 4, "test": 0.2}), tmp_path)
+    assert report.rows == {"train": 180, "validation": 60, "test": 60}
 
 
 def test_holm_against_its_definition() -> None:

@@ -28,6 +28,7 @@ from tuner.data._prepare import prepare
 from tuner.data.columns import Kind
 from tuner.spec import StudySpec
 
+Numbers = npt.NDArray[np.int64]
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
@@ -82,7 +83,8 @@ class ClassifierShift(_Compared):
 class ShiftReport:
     """What the check found. rows: how many of each part were looked at; sampled: whether those are fewer than all.
 
-    by_time: the parts follow each other in time.
+    by_time: the parts follow each other in time. group: the column that they were dealt by, of each value of which one
+    row was looked at; or None.
     """
 
     columns: tuple[ColumnShift, ...]
@@ -90,6 +92,7 @@ class ShiftReport:
     rows: Mapping[Part, int]
     sampled: bool
     by_time: bool
+    group: str | None = None
 
     @property
     def _all(self) -> tuple[_Compared, ...]:
@@ -101,9 +104,16 @@ class ShiftReport:
         return any(found.shifted for found in self._all)
 
     @property
+    def verdict(self) -> str:
+        """The sentence, as a warning where the split does not make a shift likely."""
+        return f"{'warning' if self.shifted and not self.by_time else 'shift'}: {self.sentence}"
+
+    @property
     def sentence(self) -> str:
-        """The verdict in plain words."""
+        """What was found, in plain words."""
         seen = f"; looked at {', '.join(f'{n:,} {part}' for part, n in self.rows.items())} rows" if self.sampled else ""
+        if self.group is not None:
+            seen += f", one of each {self.group!r}"
         if not self.shifted:
             return f"{_and(tuple(self.rows))} inputs look alike (a false alarm in at most {LEVEL:.0%} of splits){seen}"
         where = []
@@ -130,6 +140,7 @@ class ShiftReport:
             "rows": dict(self.rows),
             "sampled": self.sampled,
             "by_time": self.by_time,
+            "group": self.group,
             "columns": [found.as_dict() for found in self.columns],
             "classifiers": [found.as_dict() for found in self.classifiers],
         }
@@ -141,26 +152,48 @@ def _and(parts: Sequence[str]) -> str:
 
 
 def check_shift(spec: StudySpec, root: Path) -> ShiftReport:
-    """Compare the inputs of a study's parts. A relative path in the spec starts at ``root``. Raises DataError."""
+    """Compare the inputs of a study's parts; with folds, those of the first one. A relative path in the spec starts at
+    ``root``. Raises DataError.
+
+    Of parts that were dealt by group one row of each group is compared, drawn by the study's seed: the groups are dealt
+    at random, their rows are not, and a hundred rows of a customer are no hundred signs of a difference.
+    """
     prepared = prepare(spec, root)
-    split, frame = prepared.split, prepared.table.frame
+    split, frame, section = prepared.split, prepared.table.frame, spec.data.split
     schema = prepared.schema(split.train)
-    rows: dict[Part, npt.NDArray[np.int64]] = {"train": split.train, "validation": split.val, "test": split.test}
+    rows: dict[Part, Numbers] = {"train": split.train, "validation": split.val, "test": split.test}
+    group = None if section is None else section.group
+    if group is not None and prepared.table.by is not None:
+        rng = np.random.default_rng([_STREAM, spec.study.seed, 11])
+        rows = {part: _one_of_each(prepared.table.by, chosen, rng) for part, chosen in rows.items()}
     return compare_inputs(
         {part: schema.apply(frame[chosen]) for part, chosen in rows.items() if len(chosen)},
         {column.name: column.kind for column in schema.columns},
         seed=spec.study.seed,
-        by_time=spec.data.split is not None and spec.data.split.time is not None,
+        by_time=section is not None and section.time is not None,
+        group=group,
     )
 
 
+def _one_of_each(groups: pl.Series, rows: Numbers, rng: np.random.Generator) -> Numbers:
+    """One of ``rows``, at random, of each group that has any."""
+    shuffled = rng.permutation(rows)
+    return np.sort(shuffled[groups[shuffled].cast(pl.String).arg_unique().to_numpy()])
+
+
 def compare_inputs(
-    frames: Mapping[Part, pl.DataFrame], kinds: Mapping[str, Kind], *, seed: int = 0, by_time: bool = False
+    frames: Mapping[Part, pl.DataFrame],
+    kinds: Mapping[str, Kind],
+    *,
+    seed: int = 0,
+    by_time: bool = False,
+    group: str | None = None,
 ) -> ShiftReport:
     """Compare the inputs of the parts, each pair of them.
 
     frames: one a part, with a column for each key of ``kinds``: numbers, booleans, text or dates, missing is null. More
         than ``MAX_ROWS`` rows are sampled, by ``seed``.
+    by_time, group: as :class:`ShiftReport` has them.
     """
     most = max(1, min(MAX_ROWS, MAX_CELLS // max(len(kinds), 1)))
     seen = {
@@ -188,8 +221,9 @@ def compare_inputs(
         columns=columns,
         classifiers=classifiers,
         rows={part: frame.height for part, frame in seen.items()},
-        sampled=any(seen[part].height < frame.height for part, frame in frames.items()),
+        sampled=group is not None or any(seen[part].height < frame.height for part, frame in frames.items()),
         by_time=by_time,
+        group=group,
     )
 
 
