@@ -12,11 +12,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from tests.data.studies import study as study_on
+from tests.storage.test_budget import spend
 from tuner import evaluation as evaluation_module
 from tuner.data.dataset import load_final_data, load_training_data
 from tuner.data.sealed import open_test
 from tuner.errors import BadInputError, NothingCompletedError
 from tuner.evaluation import evaluate, fit_all, risk_of, selection_bound
+from tuner.export import export
 from tuner.learning import crew
 from tuner.learning.device import DeviceData, resolve_device
 from tuner.learning.ensemble import as_outputs, votes
@@ -214,10 +216,36 @@ def test_the_selection_bound_is_the_finite_class_bound() -> None:
     spec = study(search={"trials": 243})
     config = spec.trial_config({"learning_rate": 0.1, "batch_size": 16, "width": 4, "depth": 1})
     expected = np.sqrt(np.log(2 * 243 / 0.05) / (2 * 359))
-    assert selection_bound(spec, config, validation_rows=359) == pytest.approx(expected)
+    assert selection_bound(spec, config, trials=243, validation_rows=359) == pytest.approx(expected)
     best = study(search={"trials": 243}, training={"keep": "best"})
-    larger = selection_bound(best, best.trial_config(config.as_dict()), validation_rows=359)
+    larger = selection_bound(best, best.trial_config(config.as_dict()), trials=243, validation_rows=359)
     assert larger == pytest.approx(np.sqrt(np.log(2 * 243 * 9 / 0.05) / (2 * 359)))
+
+
+@pytest.mark.parametrize(("stopped", "compared"), [(False, 3), (True, 100_000)])
+def test_the_selection_bound_counts_the_trials_that_there_was_time_for(
+    stopped: bool, compared: int, manager: StudyManager, tmp_path: Path
+) -> None:
+    """Of a search that somebody stopped, all that it might have had: who stopped it may have seen its scores."""
+    spec = study(search={"trials": None, "minutes": 10.0})
+    assert spec.total_trials == 100_000
+    create_study(manager, spec, Path())
+    ledger = manager.ledger("tiny")
+    worker = ledger.register("here", 2, "cpu", "0.1")
+    claims = ledger.claim(worker, limit=3, lease_s=60)
+    ledger.commit(
+        worker, [RungResult(number=c.number, token=c.token, epochs=9, value=0.1, seconds=1.0) for c in claims]
+    )
+    if stopped:
+        ledger.leave(worker)
+        manager.stop("tiny")
+    else:
+        spend(manager, 11.0)
+        assert ledger.claim(worker, limit=3, lease_s=60) == []
+    report = evaluate(manager, "tiny", device="cpu")
+    assert report["selection_bound"] == pytest.approx(np.sqrt(np.log(2 * compared / 0.05) / (2 * 30)))
+    export(manager, "tiny", tmp_path / "m", device="cpu")
+    assert "Trial 0, of 3 trials begun; " in (tmp_path / "m" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("fit_on", ["train", "train+val"])
@@ -231,7 +259,7 @@ def test_baselines_are_fitted_on_the_same_rows_and_compared_on_the_same_test_row
     train, rows = final.data.only.train, open_test(spec, Path(), {"standard": final.preprocessing})["standard"]
     by_name = {baseline["name"]: baseline for baseline in report["baselines"]}
     assert list(by_name) == ["constant", "linear", "boosting"]
-    assert {baseline["rows"] for baseline in by_name.values()} == {len(train)}
+    assert {baseline["rows"] for baseline in by_name.values()} == {len(train)} == {report["train_rows"]}
     linear = LogisticRegression(**by_name["linear"]["settings"], max_iter=200).fit(train.x, train.y)
     error = np.mean(linear.predict(rows.x) != rows.y)
     assert by_name["linear"]["test"]["mean"] == pytest.approx(error)

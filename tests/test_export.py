@@ -17,6 +17,7 @@ from tuner.data.sealed import open_test
 from tuner.errors import BadInputError
 from tuner.evaluation import evaluate
 from tuner.export import export
+from tuner.learning import baselines
 from tuner.manager import StudyManager
 from tuner.model import TunedModel
 from tuner.plan import create_study
@@ -111,6 +112,7 @@ def test_a_model_card_says_what_is_known(manager: StudyManager, tmp_path: Path) 
     assert f"its own test error is {evaluation['test']['values'][0]:.4g}." in card
     for told in ("| `shop` | category |", "| logistic regression |", "t.csv: 240 rows", "Classes: `far`, `near`."):
         assert told in card
+    assert "| fitted on the same rows | test error |" in card
     assert str(tmp_path) not in card
     assert TunedModel.load(tmp_path / "early").predict(mixed_table(9)).tolist() == (
         TunedModel.load(tmp_path / "late").predict(mixed_table(9)).tolist()
@@ -130,6 +132,18 @@ def test_what_a_model_card_says_in_python_reads_rows_as_in_training(
     exec(snippet, said)
     assert said["rows"]["shop"].null_count() > 0
     assert np.array_equal(said["model"].predict_proba(said["rows"]), said["model"].predict_proba(rows))
+
+
+def test_a_model_card_says_which_baselines_had_fewer_rows(
+    manager: StudyManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(manager, study(), tmp_path)
+    monkeypatch.setattr(baselines, "_sample", lambda x, y, *_: (x[:100], y[:100]))
+    evaluate(manager, "tiny", device="cpu")
+    export(manager, "tiny", tmp_path / "m", device="cpu")
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "| fitted on the same rows where nothing else is said | test error |" in card
+    assert "| logistic regression (fitted on 100 of the 144 rows) | " in card
 
 
 def test_an_ensemble_may_be_exported_without_an_evaluation(manager: StudyManager, tmp_path: Path) -> None:

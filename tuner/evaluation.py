@@ -119,7 +119,8 @@ class Evaluation:
     risk: what the test score is made of, see :class:`tuner.theory.risk.Decomposition`; None for a metric that is no
     risk. selection_bound: see :func:`selection_bound`; None for a metric that is no mean of numbers in [0, 1].
     mistakes: of the refits on the test rows, see :mod:`tuner.learning.mistakes`.
-    baselines: fitted on the same rows. test_rows: how many there are. seconds: what all of this took.
+    train_rows, test_rows: how many there are. baselines: fitted on the same rows, of a large table on a sample of them.
+    seconds: what all of this took.
     """
 
     trial: int
@@ -131,6 +132,7 @@ class Evaluation:
     train_mean: float
     risk: Decomposition | None
     selection_bound: float | None
+    train_rows: int
     test_rows: int
     mistakes: Mapping[str, Any]
     baselines: tuple[BaselineScore, ...]
@@ -151,6 +153,7 @@ class Evaluation:
             "gap_test_train": self.test.mean - self.train_mean,
             "risk": None if self.risk is None else asdict(self.risk),
             "selection_bound": self.selection_bound,
+            "train_rows": self.train_rows,
             "test_rows": self.test_rows,
             "mistakes": dict(self.mistakes),
             "baselines": [asdict(baseline) for baseline in self.baselines],
@@ -174,7 +177,8 @@ def evaluate(
     if stored is not None and (stored.get("ensemble") or not ensemble):
         manager.count_peek(name)
     else:
-        state = manager.summary(name).state
+        summary = manager.summary(name)
+        state = summary.state
         if state not in ("finished", "stopped"):
             raise BadInputError(
                 f"study {name!r} is {state}: the test set opens when the search is over; "
@@ -189,7 +193,7 @@ def evaluate(
         ranked = candidates(manager, name) if ensemble else []
         fits = fit_all(spec, root, data, best, ranked, device=device, processes=processes)
         manager.begin_evaluation(name)
-        found = fits.score_on_test(root).as_dict()
+        found = fits.score_on_test(root, trials=summary.trials["total"]).as_dict()
         if ensemble and not manager.store_evaluation(name, found).get("ensemble"):
             manager.extend_evaluation(name, {"ensemble": found["ensemble"]})
         elif not ensemble:
@@ -213,8 +217,11 @@ class Fits:
     baseline_scaling: Scaling
     began: float
 
-    def score_on_test(self, root: Path) -> Evaluation:
-        """Open the test set and score everything on it."""
+    def score_on_test(self, root: Path, *, trials: int | None = None) -> Evaluation:
+        """Open the test set and score everything on it.
+
+        trials: how many the winner was picked among; None: as many as the study may have.
+        """
         spec, member = self.spec, self.winner.members[0]
         metric, confidence, scaling = spec.study.metric, spec.final.confidence, member.config.scaling
         opened = open_test(spec, root, self.rows.fitted)
@@ -259,8 +266,12 @@ class Fits:
             train_mean=train_mean,
             risk=risk_of(spec, train_mean, own[0]),
             selection_bound=selection_bound(
-                spec, member.config, validation_rows=self.rows.finals[scaling].validation_rows
+                spec,
+                member.config,
+                trials=spec.total_trials if trials is None else trials,
+                validation_rows=self.rows.finals[scaling].validation_rows,
             ),
+            train_rows=len(self._view.train),
             test_rows=len(y),
             mistakes=self._mistakes(outputs[0], y),
             baselines=tuple(
@@ -378,13 +389,19 @@ def risk_of(spec: StudySpec, training: float, test: TestScore) -> Decomposition 
     return decompose(training, test.mean, test.low, test.high, irreducible=irreducible)
 
 
-def selection_bound(spec: StudySpec, config: TrialConfig, *, validation_rows: int) -> float | None:
+def selection_bound(spec: StudySpec, config: TrialConfig, *, trials: int, validation_rows: int) -> float | None:
     """How far the best of N validation scores may lie from the truth: √(ln(2N/δ) / 2m), with probability 1 - δ.
 
-    The finite-class bound (Hoeffding and a union over N candidates): N trials, times the epochs to choose from where
-    the best epoch is kept; m validation rows; δ = 1 - confidence. For means of numbers in [0, 1] only.
+    The finite-class bound (Hoeffding and a union over N candidates): N ``trials``, times the epochs to choose from
+    where the best epoch is kept; m validation rows; δ = 1 - confidence. For means of numbers in [0, 1] only.
+
+    The candidates must not depend on the validation rows. Trials of random, grid and qmc do not; those that tpe and
+    refine draw do, and of them the bound is a rule of thumb. Nor may N: all that were begun count, whether or not they
+    got far enough to win. Of a time budget that is over they are fewer than the study might have had: it was time that
+    ended the search, and no score; under a pruner scores decide who takes up that time, which the bound leaves out.
+    A search that somebody stopped, who may have seen its scores, counts as many as it might have had.
     """
     if not METRICS[spec.study.metric].zero_one:
         return None
-    candidates = spec.total_trials * (config.max_epochs if config.keep == "best" else 1)
+    candidates = trials * (config.max_epochs if config.keep == "best" else 1)
     return math.sqrt(math.log(2 * candidates / (1 - spec.final.confidence)) / (2 * validation_rows))

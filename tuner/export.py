@@ -75,7 +75,9 @@ def export(
     trained = trained_model(manager, name, ensemble=ensemble, device=device, check=refuse_unsuitable if onnx else None)
     spec, root, evaluation = manager.spec(name), manager.data_root(name), manager.evaluation(name)
     metrics = _metrics(evaluation, ensemble=ensemble)
-    card = model_card(spec, summarize(spec, root), model_facts(trained.model), metrics, evaluation)
+    begun = sum(row.params is not None for row in manager.trials(name))
+    facts = model_facts(trained.model)
+    card = model_card(spec, summarize(spec, root), facts, metrics, evaluation, trials=begun)
     return _write(folder, trained.model, metrics, card, trained.members, onnx=onnx)
 
 

@@ -553,7 +553,7 @@ class StudyManager:
         if self._opened(name) and self.summary(name).state != "finished":
             raise BadInputError(
                 f"study {name!r} was evaluated before its search was over, so its test set is open and the search has "
-                f"ended; tuner evaluate {name} shows the result; to search on, use another name"
+                f"ended; tuner show {name} shows the result; to search on, use another name"
             )
 
     def _opened(self, name: str) -> bool:

@@ -3,7 +3,15 @@
 from typing import Any
 
 from tuner.report.layout import table
-from tuner.report.study import evaluation_text, outcome_text, simpler_models, studies_text, study_text, trials_text
+from tuner.report.study import (
+    evaluation_text,
+    outcome_text,
+    scores,
+    simpler_models,
+    studies_text,
+    study_text,
+    trials_text,
+)
 
 STUDY: dict[str, Any] = {
     "name": "s",
@@ -117,13 +125,18 @@ def test_what_to_type_next_finds_the_same_database_and_never_shows_a_password() 
     }
     default = outcome_text(study, "sqlite:///tuner.db")
     assert "tuner trials s\n" in default
-    assert default.endswith("tuner report s\n          tuner dashboard")
+    assert default.endswith(
+        "tuner report s\n          tuner dashboard\n"
+        "more      tuner show s: how far to trust the selection, and where the mistakes are"
+    )
+    assert outcome_text({**study, "evaluation": None}, "sqlite:///tuner.db").endswith("tuner dashboard")
     assert "activation" not in default
     other = outcome_text(study, "sqlite:///x.db", " --storage sqlite:///x.db")
     assert "tuner trials s --storage sqlite:///x.db\n" in other
     assert "tuner diagnose s --storage sqlite:///x.db\n" in other
     secret = outcome_text(study, "postgresql+psycopg://me:***@host/db")
-    assert secret.endswith("tuner dashboard")
+    assert "***" in secret
+    assert "tuner show s: how" in secret
 
 
 def judged(title: str, mean: float, verdict: str, network: float = 0.1) -> dict[str, Any]:
@@ -148,6 +161,24 @@ def test_a_better_baseline_is_said_plainly_and_a_worse_one_is_not() -> None:
     assert simpler_models(worse) == []
     accurate = {**worse, "metric": "accuracy"}
     assert len(simpler_models(accurate)) == 1, "of an accuracy the larger is the better"
+
+
+def test_a_baseline_that_was_fitted_on_fewer_rows_is_said_to_be() -> None:
+    trees = {**judged("trees", 0.05, "other"), "rows": 50_000}
+    guess = {**judged("guessing", 0.5, "network"), "rows": 80_000}
+    evaluation = {**EVALUATION, "metric": "error", "train_rows": 80_000, "baselines": [guess, trees]}
+    assert simpler_models(evaluation)[0].startswith(
+        "note: trees, fitted on 50,000 of the 80,000 rows, is better than the tuned network"
+    )
+    told = (
+        "guessing 0.5, trees 0.05 (fitted on 50,000 of the 80,000 rows); fitted on the same rows where nothing else is"
+    )
+    assert told in scores({**STUDY, "evaluation": evaluation})["baselines"]
+    assert "trees (fitted on 50,000 of the 80,000 rows)" in evaluation_text(evaluation)
+    same = {**evaluation, "baselines": [guess]}
+    assert scores({**STUDY, "evaluation": same})["baselines"] == "guessing 0.5; fitted on the same rows"
+    earlier = {key: value for key, value in evaluation.items() if key != "train_rows"}
+    assert "of the" not in evaluation_text(earlier), "of an evaluation before it was stored nothing is made up"
 
 
 def test_the_comparison_and_the_mistakes_are_tables() -> None:

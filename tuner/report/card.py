@@ -8,7 +8,7 @@ from typing import Any
 from tuner import __version__
 from tuner.data import DataSummary
 from tuner.report.layout import count, number
-from tuner.report.study import simpler_models, told
+from tuner.report.study import fitted, sampled, simpler_models, told
 from tuner.spec import METRICS, StudySpec
 
 Record = Mapping[str, Any]
@@ -16,8 +16,12 @@ Record = Mapping[str, Any]
 COLUMNS_SHOWN = 40
 
 
-def model_card(spec: StudySpec, data: DataSummary, model: Record, metrics: Record, evaluation: Record | None) -> str:
-    """model: as :func:`tuner.export.model_facts` gives it; metrics: the content of ``metrics.json``."""
+def model_card(
+    spec: StudySpec, data: DataSummary, model: Record, metrics: Record, evaluation: Record | None, *, trials: int
+) -> str:
+    """model: as :func:`tuner.export.model_facts` gives it; metrics: the content of ``metrics.json``; trials: how many
+    the study began.
+    """
     networks = model["networks"]
     what = "An ensemble of multilayer perceptrons" if len(networks) > 1 else "A multilayer perceptron"
     goal = f"one of {len(model['classes'])} classes" if model["classes"] else "a number"
@@ -34,7 +38,7 @@ def model_card(spec: StudySpec, data: DataSummary, model: Record, metrics: Recor
         "## Data",
         _data(spec, data, model),
         "## The network" if len(networks) == 1 else "## The networks",
-        _networks(spec, networks),
+        _networks(spec, networks, trials),
         "## Limits",
         _limits(model),
     ]
@@ -56,8 +60,8 @@ def _performance(metrics: Record, evaluation: Record | None) -> list[str]:
         f"Test {metric}: **{number(test['mean'])}**{spread}, {interval} ({better}), {apart}.",
         f"This model is the first of these refits; its own test {metric} is {own}.",
     ]
-    rows = [f"| {b['title']} | {number(b['test']['mean'])} |" for b in evaluation["baselines"]]
-    lines.append("\n".join([f"| fitted on the same rows | test {metric} |", "|---|---|", *rows]))
+    rows = [f"| {b['title']}{sampled(b, evaluation)} | {number(b['test']['mean'])} |" for b in evaluation["baselines"]]
+    lines.append("\n".join([f"| {fitted(evaluation)} | test {metric} |", "|---|---|", *rows]))
     if metrics["model"] == "winner":
         lines += simpler_models(evaluation)
     if evaluation["peeks"]:
@@ -96,12 +100,12 @@ def _data(spec: StudySpec, data: DataSummary, model: Record) -> str:
     return "\n".join(lines)
 
 
-def _networks(spec: StudySpec, networks: Sequence[Record]) -> str:
+def _networks(spec: StudySpec, networks: Sequence[Record], trials: int) -> str:
     if len(networks) == 1:
         (network,) = networks
         params = {k: v for k, v in network["config"].items() if k in spec.search_space}
         rows = [f"| {key} | {number(value)} |" for key, value in told(params).items()]
-        head = f"Trial {network['trial']} of {spec.total_trials:,}, {network['parameters']:,} parameters."
+        head = f"Trial {network['trial']}, of {count(trials, 'trial')} begun; {network['parameters']:,} parameters."
         return "\n".join([head, "", "| hyperparameter | value |", "|---|---|", *rows])
     rows = [
         f"| {n['trial']} | {n['weight']} | {n['config']['width']} × {n['config']['depth']} | {n['parameters']:,} |"

@@ -167,18 +167,35 @@ def simpler_models(evaluation: Record) -> list[str]:
             verdict = "has the better score, though within the noise"
         else:
             continue
+        rows = sampled(baseline, evaluation).strip(" ()") or "fitted on the same rows"
         sentences.append(
-            f"note: {baseline['title']}, fitted on the same rows, {verdict}: "
+            f"note: {baseline['title']}, {rows}, {verdict}: "
             f"test {evaluation['metric']} {number(baseline['test']['mean'])} against "
             f"{number(evaluation['test']['mean'])}"
         )
     return sentences
 
 
+def fitted(evaluation: Record) -> str:
+    """On which rows the baselines were fitted; those that :func:`sampled` has something to say of say it themselves."""
+    some = any(sampled(baseline, evaluation) for baseline in evaluation["baselines"])
+    return f"fitted on the same rows{' where nothing else is said' if some else ''}"
+
+
+def sampled(baseline: Record, evaluation: Record) -> str:
+    """What to say of a baseline that was fitted on fewer rows than the network; else nothing.
+
+    >>> sampled({"rows": 50_000}, {"train_rows": 80_000}), sampled({"rows": 90}, {"train_rows": 90})
+    (' (fitted on 50,000 of the 80,000 rows)', '')
+    """
+    rows, every = baseline.get("rows"), evaluation.get("train_rows")
+    return "" if rows is None or every is None or rows >= every else f" (fitted on {rows:,} of the {every:,} rows)"
+
+
 def _comparison(evaluation: Record) -> str:
     """The network, its ensemble and the baselines on the same test rows."""
     rows = [["the tuned network", *_scored(evaluation["test"]), ""]]
-    others = [(baseline["title"], baseline) for baseline in evaluation["baselines"]]
+    others = [(baseline["title"] + sampled(baseline, evaluation), baseline) for baseline in evaluation["baselines"]]
     if ensemble := evaluation.get("ensemble"):
         others.insert(0, ("the ensemble", ensemble))
     for title, other in others:
@@ -186,7 +203,7 @@ def _comparison(evaluation: Record) -> str:
         told = f"{_signed(d['mean'])} ({_signed(d['low'])} to {_signed(d['high'])})"
         rows.append([title, *_scored(other["test"]), told])
     interval = f"{100 * evaluation['test']['confidence']:g} % interval"
-    header = ["on the same rows", f"test {evaluation['metric']}", interval, "the network minus it"]
+    header = ["on the same test rows", f"test {evaluation['metric']}", interval, "the network minus it"]
     return indented(table(header, rows))
 
 
@@ -254,6 +271,8 @@ def outcome_text(study: Record, database: str, option: str = "") -> str:
         " ": f"tuner report {name}{option}",
         "  ": f"tuner dashboard{option}",
     }
+    if evaluation is not None:
+        what_next["more"] = f"tuner show {name}{option}: how far to trust the selection, and where the mistakes are"
     return "\n\n".join(
         [
             f"{name}: {work_done(study)}",
@@ -294,9 +313,10 @@ def _trained(best: Record) -> str:
 def _baselines(evaluation: Record) -> dict[str, str]:
     """What simpler models reach, in one line."""
     found = [
-        f"{baseline['title']} {number(baseline['test']['mean'])}" for baseline in evaluation.get("baselines") or []
+        f"{baseline['title']} {number(baseline['test']['mean'])}{sampled(baseline, evaluation)}"
+        for baseline in evaluation.get("baselines") or []
     ]
-    return {"baselines": f"{', '.join(found)}; fitted on the same rows"} if found else {}
+    return {"baselines": f"{', '.join(found)}; {fitted(evaluation)}"} if found else {}
 
 
 def _optimistic(total: int) -> str:
