@@ -13,9 +13,10 @@ For each table and each of ``--repeats`` seeds, which split the rows anew, on th
 First come the repeats, a line each; then for each table the means over its repeats with their standard errors, and
 Tuner's differences to the others in the same repeats: below zero, Tuner is better.
 
-The folder holds the tables and ``targets.json``: {"file": "target column", …}.
+The folder holds the tables and ``targets.json``: {"file": "target column", …}; or ``--target``, once a table, says it.
 
     python -m tests.benchmarks.quality DATA --minutes 1 --repeats 3
+    python -m tests.benchmarks.quality DATA --target churn.csv=churned --target prices.parquet=price
 """
 
 from __future__ import annotations
@@ -250,20 +251,34 @@ def summarized(rows: Sequence[Mapping[str, Result]]) -> dict[str, tuple[float, f
     }
 
 
-def main() -> None:
-    """Print the table."""
+def asked(words: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The options of the command line, and the target column of each table that is to be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=3, help="seeds, each with another split")
     parser.add_argument("--only", action="append", help="a file of the folder; may be given several times")
+    parser.add_argument(
+        "--target", action="append", metavar="FILE=COLUMN", help="instead of targets.json; may be given several times"
+    )
     parser.add_argument("-f", "--format", choices=["table", "json"], default="table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     targets = arguments.data / "targets.json"
-    if not targets.exists():
-        parser.error(f'{targets}: missing; write it: {{"file.csv": "target column", …}}')
-    tables: dict[str, str] = json.loads(targets.read_text())
-    tables = {file: target for file, target in tables.items() if not arguments.only or file in arguments.only}
+    if arguments.target:
+        pairs = [given.partition("=") for given in arguments.target]
+        if wrong := [file for file, equals, column in pairs if not (file and equals and column)]:
+            parser.error(f"--target {wrong[0]}: names no column; write it as FILE=COLUMN")
+        tables = {file: column for file, _, column in pairs}
+    elif targets.exists():
+        tables = json.loads(targets.read_text())
+    else:
+        parser.error(f'{targets}: missing; write it: {{"file.csv": "target column", …}}, or give --target FILE=COLUMN')
+    return arguments, {file: column for file, column in tables.items() if not arguments.only or file in arguments.only}
+
+
+def main() -> None:
+    """Print the table."""
+    arguments, tables = asked()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     say: Callable[[str], None] = functools.partial(print, flush=True) if arguments.format == "table" else lambda _: None
     rows: dict[str, list[dict[str, Result]]] = {file: [] for file in tables}
