@@ -5,7 +5,7 @@ Where data meets search before the worker joins them for good.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,9 @@ from tuner.spec import StudySpec
 
 if TYPE_CHECKING:
     from tuner.manager import StudyManager
+
+# Up to which the parts of a new study are compared without being asked: a few seconds, more of them for wide tables.
+SHIFT_CELLS, SHIFT_COLUMNS = 2_000_000, 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +53,7 @@ class StudyPlan:
     @property
     def advice(self) -> list[str]:
         """What the lecture advises against and the study does, and what its data make of its settings."""
-        domain = self.spec.search_space["batch_size"]
-        sizes = [int(value) for value in domain.choices] if isinstance(domain, Choices) else []
-        if isinstance(domain, Constant):
-            sizes = [int(domain.value)]
-        elif isinstance(domain, Range):
-            sizes = [int(domain.high)]
-        rows, given = self.data.n_train, [*self.spec.advice, *self.limits]
-        if max(sizes) <= rows:
-            return given
-        return [*given, f"space.batch_size: above {rows:,} training rows a batch is the whole training set"]
+        return advice(self.spec, self.data, self.limits)
 
     def rounds(self) -> Iterator[tuple[int, Bracket]]:
         """Each different bracket once, with how many of it there are, in the order of the deal."""
@@ -105,6 +99,39 @@ class StudyPlan:
         }
 
 
+def advice(spec: StudySpec, data: DataSummary, limits: Sequence[str] = ()) -> list[str]:
+    """What the lecture advises against and a study does, and what its data make of its settings, a line each.
+
+    limits: as :attr:`StudyPlan.limits`.
+    """
+    domain = spec.search_space["batch_size"]
+    sizes = [int(value) for value in domain.choices] if isinstance(domain, Choices) else []
+    if isinstance(domain, Constant):
+        sizes = [int(domain.value)]
+    elif isinstance(domain, Range):
+        sizes = [int(domain.high)]
+    given = [*spec.advice, *limits]
+    if max(sizes) <= data.n_train:
+        return given
+    return [*given, f"space.batch_size: above {data.n_train:,} training rows a batch is the whole training set"]
+
+
+def remarks(spec: StudySpec, data: DataSummary) -> list[str]:
+    """What whoever starts the study should know of its columns and settings, a line each."""
+    return [*(f"note: {note}" for note in data.notes), *(f"advice: {line}" for line in advice(spec, data))]
+
+
+def shift_remarks(spec: StudySpec, root: Path, data: DataSummary) -> list[str]:
+    """A line where the inputs of the study's parts differ. Of a table beyond ``SHIFT_CELLS`` (rows times columns) or
+    ``SHIFT_COLUMNS``, which takes long, a line that says they were not compared.
+    """
+    columns = sum(data.columns.values())
+    if columns > SHIFT_COLUMNS or data.rows * columns > SHIFT_CELLS:
+        return ["shift: the parts of so large a table are not compared here; tuner check STUDY.toml does"]
+    found = check_shift(spec, root)
+    return [found.verdict] if found.shifted else []
+
+
 def plan_study(spec: StudySpec, root: Path) -> StudyPlan:
     """Read, split, summarize and compare the parts of a study's data, and deal its brackets; a relative data path
     starts at ``root``.
@@ -116,25 +143,44 @@ def plan_study(spec: StudySpec, root: Path) -> StudyPlan:
     return StudyPlan(spec=spec, data=data, shift=shift, brackets=plan(spec), limits=limits)
 
 
-def create_study(manager: StudyManager, spec: StudySpec, root: Path, *, device: str | None = None) -> bool:
+def create_study(
+    manager: StudyManager,
+    spec: StudySpec,
+    root: Path,
+    *,
+    device: str | None = None,
+    told: Callable[[DataSummary], object] | None = None,
+) -> bool:
     """Create the study in the manager's storage, unless it is there; whether it was created now.
 
-    device: where it will be trained, by name; None: elsewhere, and who trains it looks. Raises DataError when the data
-    cannot be used, DeviceError when the device is not here or cannot train every model, SpecMismatchError when the name
-    belongs to another spec.
+    device: where it will be trained, by name; None: elsewhere, and who trains it looks. told: of the data, once it was
+    created now. Raises DataError when the data cannot be used, DeviceError when the device is not here or cannot train
+    every model, SpecMismatchError when the name belongs to another spec.
     """
     data = summarize(spec, root)
     if device is not None:
         capacity.check_device(spec, data, device)
-    return manager.create(spec, data_root=root.absolute(), data_digest=data.data_digest, split_digest=data.split_digest)
+    created = manager.create(
+        spec, data_root=root.absolute(), data_digest=data.data_digest, split_digest=data.split_digest
+    )
+    if created and told is not None:
+        told(data)
+    return created
 
 
-def create_or_resume(manager: StudyManager, spec: StudySpec, root: Path, *, device: str | None = None) -> None:
+def create_or_resume(
+    manager: StudyManager,
+    spec: StudySpec,
+    root: Path,
+    *,
+    device: str | None = None,
+    told: Callable[[DataSummary], object] | None = None,
+) -> None:
     """Create the study, or let workers go on with the one that is there. Raises as :func:`create_study` does; one that
     is finished needs no device.
     """
     name = spec.study.name
     if name in manager.names() and manager.summary(name).state == "finished":
         device = None
-    if not create_study(manager, spec, root, device=device):
+    if not create_study(manager, spec, root, device=device, told=told):
         manager.resume(name)

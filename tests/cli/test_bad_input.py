@@ -51,9 +51,10 @@ def test_no_study_file() -> None:
         ("z", CLEAN, "'z'"),
         ("y", ["1,inf,0", *CLEAN], "'b'"),
         ("y", ["1,1,2", *CLEAN], "class '2' has 1 row"),
-        ("y", CLEAN[:2], "row"),
+        ("y", CLEAN[:2], "x.csv: has 2 rows; a table needs at least 3, to train, validate and test on"),
+        ("y", CLEAN[:3], "a class needs 3 rows to be in train, val, test; class '0' has 2 rows"),
     ],
-    ids=["missing target", "infinity", "single member", "too few rows"],
+    ids=["missing target", "infinity", "single member", "too few rows", "just enough rows, too few of a class"],
 )
 def test_data_file(target: str, rows: list[str], message: str) -> None:
     Path("x.csv").write_text("\n".join(["a,b,y", *rows, ""]))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import STUDIES, TINY, refused, tuner, tuner_json, write_study
+from tuner.errors import BadInputError
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -189,6 +190,90 @@ def test_a_data_file_is_run_as_it_is() -> None:
     assert record["evaluation"]["metric"] == "error"
     again = json.loads(tuner(*words, "-f", "json").stdout)
     assert again["evaluation"]["test"] == record["evaluation"]["test"]
+
+
+def test_results_are_of_the_file_that_was_given() -> None:
+    """Two files of one name in two folders are two studies."""
+    for folder, shift in (("a", 0), ("b", 5)):
+        Path(folder).mkdir()
+        rows = [f"{(i + shift) % 11},{i % 2}" for i in range(60)]
+        Path(folder, "data.csv").write_text("\n".join(["x,y", *rows, ""]))
+    words = ["--target", "y", "--trials", "2", "--max-epochs", "2", "-q", "--workers", "1"]
+    first = json.loads(tuner("run", "a/data.csv", *words, "-f", "json").stdout)
+    message = refused("run", "b/data.csv", *words)
+    assert "study 'data' exists with another spec; use another name, or: tuner delete data" in message
+    assert f"data.source: {Path('a/data.csv').resolve()} -> {Path('b/data.csv').resolve()}" in message
+    other = json.loads(tuner("run", "b/data.csv", *words, "--name", "other", "-f", "json").stdout)
+    assert (first["name"], other["name"]) == ("data", "other")
+    assert json.loads(tuner("run", "a/data.csv", *words, "-f", "json").stdout) == first
+
+
+@pytest.mark.parametrize(("cuda", "words", "workers"), [(3, [], 3), (0, [], 5), (3, ["--workers", "2"], 2)])
+def test_the_time_is_shared_by_the_workers_that_there_will_be(
+    cuda: int, words: list[str], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pets()
+    monkeypatch.setattr("tuner.launch.local._cuda_devices", lambda: cuda)
+    monkeypatch.setattr("tuner.launch.local.usable_cores", lambda: 5)
+    asked: list[int] = []
+
+    def written(*_: object, **more: int) -> None:
+        asked.append(more["workers"])
+        raise BadInputError("enough")
+
+    monkeypatch.setattr("tuner.recipe.write_recipe", written)
+    tuner("init", "pets.csv", "--target", "sold", *words, code=2)
+    tuner("run", "pets.csv", "--target", "sold", "-q", *words, code=2)
+    tuner("run", "pets.csv", "--target", "sold", "-q", "--trials", "2", "--minutes", "1", *words, code=2)
+    assert asked == [workers, workers, 2]
+
+
+def test_a_new_study_is_remarked_on() -> None:
+    """By create and run, once: what check would have said of its columns, its settings and its split."""
+    rows = [
+        f"{i},{i % 7},9,{'yes' if i % 3 else 'no'},{'test' if i > 160 else 'val' if i > 120 else 'train'}"
+        for i in range(200)
+    ]
+    Path("t.csv").write_text("\n".join(["number,age,same,sold,part", *rows, ""]))
+    source = 'source = "t.csv"\ntarget = "sold"\nsplit = { column = "part" }'
+    study = write_study(TINY.replace('source = "sklearn:iris"', source).replace("batch_size = 32", "batch_size = 150"))
+    columns = [
+        "tiny: note: column 'same': dropped: constant on the train rows",
+        "tiny: note: column 'number': looks like an identifier: if it only names the row, list it in data.drop",
+    ]
+    advice = "tiny: advice: space.batch_size: above 121 training rows a batch is the whole training set"
+    created = tuner("create", study)
+    assert sorted(created.stderr.splitlines()) == sorted([*columns, advice])
+    assert created.stdout.startswith("tiny: created")
+    assert tuner("create", study).stderr == "", "it is there already"
+    tuner("delete", "tiny", "--yes")
+
+    said = tuner("run", study, "--workers", "1", "--device", "cpu").stderr.splitlines()
+    assert sorted(said[1:4]) == sorted([*columns, advice])
+    assert said[4].startswith("tiny: warning: train and validation differ in number; train and test differ in number")
+    assert said[5] == "tiny: starting 1 worker"
+    assert len(tuner("run", study).stderr.splitlines()) == 1
+    assert tuner("run", study, "--name", "other", "--workers", "1", "-q").stderr == ""
+
+
+def test_of_a_data_file_what_is_left_out_is_said() -> None:
+    write_pets()
+    words = ["run", "pets.csv", "--target", "sold", "--trials", "2", "--max-epochs", "2", "--workers", "1"]
+    said = tuner(*words).stderr.splitlines()
+    assert said[1] == (
+        "pets: note: column 'id': left out, only naming rows by the look of it; tuner init writes a file to change"
+    )
+    assert said[2] == "pets: starting 1 worker"
+
+
+@pytest.mark.parametrize(("limit", "most"), [("SHIFT_CELLS", 150 * 4 - 1), ("SHIFT_COLUMNS", 3)])
+def test_the_parts_of_a_large_table_are_not_compared_without_being_asked(
+    limit: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"tuner.plan.{limit}", most)
+    monkeypatch.setattr("tuner.plan.check_shift", lambda *_: pytest.fail("it takes long"))
+    said = tuner("run", write_study(), "--workers", "1", "--device", "cpu").stderr
+    assert "tiny: shift: the parts of so large a table are not compared here; tuner check STUDY.toml does\n" in said
 
 
 def test_a_target_is_for_a_data_file() -> None:

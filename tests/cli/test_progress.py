@@ -40,6 +40,16 @@ def test_a_run_on_a_terminal() -> None:
     assert b"in flight" in terminal.raw
 
 
+def test_a_note_stays_above_the_view() -> None:
+    study = write_study(TINY.replace("batch_size = 32", "batch_size = 128"))
+    with Terminal("run", study, "--workers", "1", "--device", "cpu") as terminal:
+        code, shown = terminal.finish()
+    assert code == 0, shown
+    note, summary = shown.splitlines()[:2]
+    assert note == "tiny: advice: space.batch_size: above 90 training rows a batch is the whole training set"
+    assert summary.startswith("tiny: 3 of 3 trials done")
+
+
 def test_brackets_fill_and_ctrl_c_leaves_a_clean_screen() -> None:
     with Terminal("run", write_study(LONG), "--workers", "1", "--device", "cpu") as terminal:
         view = terminal.wait_until(lambda shown: "in flight" in shown and "bracket" in shown)
@@ -99,8 +109,9 @@ def test_a_terminal_that_wraps_what_is_there_when_it_is_made_narrower() -> None:
         time.sleep(1.0)  # tmux tells its programs of a new size once nobody has asked it anything for a moment
         return tmux("capture-pane", "-p", "-t", "0")
 
-    longer = LONG.replace("trials = 400", "trials = 8000")
-    run = f"env -u COLUMNS PYTHONPATH={ROOT} {sys.executable} -m tuner run {write_study(longer)} --workers 1"
+    longer = write_study(LONG.replace("trials = 400", "trials = 8000"))
+    tuner("create", longer)  # says the notes on its columns, which would stand above the view
+    run = f"env -u COLUMNS PYTHONPATH={ROOT} {sys.executable} -m tuner run {longer} --workers 1"
     tmux("new-session", "-d", "-x", "110", "-y", "40", f"seq 101 118; {run}; read wait")
     try:
         wait_until(lambda: "in flight" in shown())

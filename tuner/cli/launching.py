@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +24,7 @@ from tuner.cli.options import (
     study_file,
 )
 from tuner.cli.progress import progress
-from tuner.cli.running import attend, conclude, report, undertaker
+from tuner.cli.running import attend, conclude, remark, report, undertaker
 from tuner.launch import Place
 from tuner.report.layout import count, pairs
 
@@ -133,7 +134,8 @@ def launch(
         from tuner.plan import create_or_resume
 
         with open_manager(storage, artifacts, create=True) as manager:
-            create_or_resume(manager, spec, study_file.parent)
+            told = None if quiet else partial(remark, view, spec, study_file.parent)
+            create_or_resume(manager, spec, study_file.parent, told=told)
             if news := manager.summary(name).state != "finished":
                 view.say(f"{name}: starting {count(workers, 'worker')} on {engine.name}")
                 if detach:

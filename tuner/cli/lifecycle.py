@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,6 +27,9 @@ from tuner.errors import BadInputError
 from tuner.files import whole_file
 from tuner.report.layout import count, minutes
 
+if TYPE_CHECKING:
+    from tuner.data import DataSummary
+
 
 @click.command()
 @click.argument("data", metavar="DATA")
@@ -34,7 +37,9 @@ from tuner.report.layout import count, minutes
 @metric_option
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long the search may take.")
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="How many workers will share that time.  [default: one a core]"
+    "--workers",
+    type=click.IntRange(min=1),
+    help="How many workers will share that time.  [default: one a CUDA device, else one a CPU core]",
 )
 @click.option("--name", metavar="NAME", help="The study's name.  [default: the file's]")
 @click.option(
@@ -56,6 +61,7 @@ def init(
     The ranges are the lecture's, fitted to the number of rows; with --minutes this machine is measured for a few
     seconds, so that the trials are as long as the time allows. Nothing is trained.
     """
+    from tuner.launch.local import devices_for
     from tuner.recipe import name_of, write_recipe
 
     name = name or name_of(data)
@@ -73,7 +79,7 @@ def init(
         name=name,
         metric=known_metric(metric),
         minutes=minutes,
-        workers=workers or os.cpu_count() or 1,
+        workers=len(devices_for("auto", workers, sys.maxsize)),
     )
     if str(file) == "-":
         click.echo(recipe.text, nl=False)
@@ -116,10 +122,14 @@ def create(study_file: Path, storage: str, artifacts: str | None, **overrides: A
     """
     spec = read_spec(study_file, **overrides)
 
-    from tuner.plan import create_study
+    from tuner.plan import create_study, remarks
+
+    def told(data: DataSummary) -> None:
+        for line in remarks(spec, data):
+            click.echo(f"{spec.study.name}: {line}", err=True)
 
     with open_manager(storage, artifacts, create=True) as manager:
-        created = create_study(manager, spec, study_file.parent)
+        created = create_study(manager, spec, study_file.parent, told=told)
         what = "created" if created else "there already"
         trials = count(spec.total_trials, "trial")
         if spec.search.minutes is not None:

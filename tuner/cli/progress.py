@@ -34,7 +34,10 @@ _log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """A context that is told what happens. ``say``: a new phase begins. ``show``: this is where the study stands."""
+    """A context that is told what happens.
+
+    ``say``: a new phase begins. ``note``: a line that is to stay. ``show``: this is where the study stands.
+    """
 
     def __enter__(self) -> Self: ...
 
@@ -43,6 +46,8 @@ class Progress(Protocol):
     ) -> None: ...
 
     def say(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
     def show(self, watch: Watch, summary: StudySummary) -> None: ...
 
@@ -68,6 +73,9 @@ class Silent:
     def say(self, text: str) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
     def show(self, watch: Watch, summary: StudySummary) -> None:
         pass
 
@@ -82,6 +90,8 @@ class Plain(Silent):
 
     def say(self, text: str) -> None:
         click.echo(text, err=True)
+
+    note = say
 
     def show(self, watch: Watch, summary: StudySummary) -> None:
         speed = self._speed.update(summary.epochs_trained)
@@ -131,6 +141,9 @@ class Live(Silent):
 
         self._phase = Text(text, no_wrap=True, overflow="ellipsis")
         self._live.update(self._phase, refresh=True)
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr)  # the view replaces it, and draws itself below; click.echo would write past it
 
     def show(self, watch: Watch, summary: StudySummary) -> None:
         from rich.console import Group

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ from tuner.report.layout import count
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tuner.data import DataSummary
     from tuner.launch.engine import Engine
     from tuner.manager import StudyManager, StudySummary
     from tuner.spec import Shown, StudySpec
@@ -88,8 +90,9 @@ def run(
     unless --minutes or --trials says otherwise.
 
     Creates the study or goes on with it, starts local workers, and when all trials are over refits the winner and
-    opens the test set once. A study that is to show something of the lecture (study.shows) writes its figure and its
-    numbers to the folder of --to. Ctrl-C saves and leaves; the same command goes on. A finished study reports at once.
+    opens the test set once. Of a study that is new it says what tuner check warns of. A study that is to show something
+    of the lecture (study.shows) writes its figure and its numbers to the folder of --to. Ctrl-C saves and leaves; the
+    same command goes on. A finished study reports at once.
     """
     of_table = study_file.suffix != ".toml"
     if not of_table and (target or metric):
@@ -108,14 +111,16 @@ def run(
             if written is not None:
                 spec, root = written, study_file.parent
             else:
+                from tuner.launch.local import devices_for
                 from tuner.recipe import study_of_table
 
-                crew = workers or os.cpu_count() or 1
+                crew = len(devices_for(device, workers, overrides["trials"] or sys.maxsize))
                 spec, root = study_of_table(
                     manager, study_file, target, metric=known_metric(metric), workers=crew, device=device, **overrides
                 )
             name = spec.study.name
-            create_or_resume(manager, spec, root, device=device)
+            told = None if quiet else partial(remark, view, spec, root, left_out=written is None)
+            create_or_resume(manager, spec, root, device=device, told=told)
             with _still_there(name):
                 if news := manager.summary(name).state != "finished":
                     _train(manager, spec, device, workers, storage, artifacts, view)
@@ -133,6 +138,21 @@ def run(
                 )
             database = manager.storage
     report(context, summary, database, form, shown)
+
+
+def remark(view: Progress, spec: StudySpec, root: Path, data: DataSummary, *, left_out: bool = False) -> None:
+    """Say of a new study what ``tuner check`` warns of. left_out: and which columns its recipe left out."""
+    from tuner.data.columns import listed
+    from tuner.plan import remarks, shift_remarks
+
+    lines = remarks(spec, data)
+    if left_out and (names := spec.data.drop):
+        which = f"{'column' if len(names) == 1 else 'columns'} {listed(names)}"
+        lines.insert(
+            0, f"note: {which}: left out, only naming rows by the look of it; tuner init writes a file to change"
+        )
+    for line in (*lines, *shift_remarks(spec, root, data)):
+        view.note(f"{spec.study.name}: {line}")
 
 
 def conclude(

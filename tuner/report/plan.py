@@ -94,7 +94,7 @@ def _data(data: DataSummary) -> str:
 
 def _shift(shift: ShiftReport) -> list[str]:
     """The verdict, each pair as the classifier sees it, and the columns that differ."""
-    lines = [f"{'warning' if shift.shifted and not shift.by_time else 'shift'}: {shift.sentence}"]
+    lines = [shift.verdict]
     pairs = [
         [" - ".join(found.parts), found.auc, found.rows, found.adjusted, "differs" if found.shifted else "alike"]
         for found in shift.classifiers
