@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.learning.compiled import GPU, TRITON, without_interpreter
 from tests.learning.packs import TOLERANCE, distance_from_plain, lane_of, make_config, make_data, mixed_configs
 from tests.learning.test_lanes import FORMS, NUMBERS, UNLIKE, lanes_with, sharing_lanes, unlike_lanes
+from tuner.learning import kernels
 from tuner.learning.kernels import kernels_for
 from tuner.learning.kernels.reference import ReferenceKernels
 from tuner.learning.lanes import Pack
@@ -27,6 +28,24 @@ BY_NAME = {"ids": lambda changes: "-".join(map(str, changes.values())) or "defau
 
 def test_where_triton_is_missing_cuda_gets_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuner.learning.kernels.find_spec", lambda _: None)
+    assert isinstance(kernels_for(torch.device("cuda")), ReferenceKernels)
+
+
+@without_interpreter
+def test_where_triton_does_not_work_cuda_gets_the_reference(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    here = torch.device("cpu")  # where the interpreter runs the kernels
+    assert kernels._compiles.__wrapped__(here)
+    monkeypatch.setattr("tuner.learning.kernels.cuda.CudaKernels.hidden_infer", fails)
+    assert not kernels._compiles.__wrapped__(here)
+    assert caplog.messages == [
+        "Triton does not work here, torch's own operations train instead, which is slower: Failed to find C compiler."
+    ]
+    monkeypatch.setattr(kernels, "_compiles", lambda _: False)
     assert isinstance(kernels_for(torch.device("cuda")), ReferenceKernels)
 
 

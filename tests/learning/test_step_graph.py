@@ -94,6 +94,18 @@ def test_a_graph_trains_as_eager_launches(form: dict[str, object], caplog: pytes
 
 
 @pytest.mark.gpu
+def test_memory_that_runs_out_in_a_capture_is_no_reason_to_go_on_without_a_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "graph", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(Pack(lanes_of({}), make_data(device="cuda")))
+
+
+@pytest.mark.gpu
 def test_a_failed_capture_is_said_once_and_trains_all_the_same(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

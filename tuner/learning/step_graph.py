@@ -94,6 +94,8 @@ class StepGraph:
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     self._advance(train_step)
                 self._graph = graph
+            except torch.OutOfMemoryError:
+                raise  # a smaller pack may be captured
             except RuntimeError as error:
                 _warn(str(error).partition("\n")[0])
         self._prepared = True
