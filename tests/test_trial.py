@@ -92,5 +92,6 @@ def test_the_signature_is_what_cannot_fuse() -> None:
 
 def test_the_linear_scaling_rule() -> None:
     config = TrialConfig.from_values({**REQUIRED, "batch_size": 64, "reference_batch_size": 16})
-    assert config.peak_learning_rate == pytest.approx(0.4)
-    assert TrialConfig.from_values(REQUIRED).peak_learning_rate == 0.1
+    assert config.peak_learning_rate(100) == pytest.approx(0.4)
+    assert config.peak_learning_rate(32) == pytest.approx(0.2), "no batch has more rows than there are"
+    assert TrialConfig.from_values(REQUIRED).peak_learning_rate(1) == 0.1

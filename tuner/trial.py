@@ -160,11 +160,10 @@ class TrialConfig:
         form = (self.activation, self.loss, self.optimizer, self.norm, self.residual, self.decay_biases)
         return (*form, self.precision, batch)
 
-    @property
-    def peak_learning_rate(self) -> float:
-        """η after the linear scaling rule (slide "Bag of Tips": η′ = η·b′/b)."""
-        scale = self.batch_size / self.reference_batch_size if self.reference_batch_size else 1.0
-        return self.learning_rate * scale
+    def peak_learning_rate(self, rows: int) -> float:
+        """η after the linear scaling rule (slide "Bag of Tips": η′ = η·b′/b); no batch has more than ``rows``."""
+        batch = min(self.batch_size, rows)
+        return self.learning_rate * (batch / self.reference_batch_size if self.reference_batch_size else 1.0)
 
     def as_dict(self) -> dict[str, Value]:
         return asdict(self)

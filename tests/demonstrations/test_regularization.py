@@ -60,7 +60,7 @@ def test_weight_decay_of_few_steps_turns_no_weight_around(monkeypatch: pytest.Mo
     decays = [decay["weight_decay"] for decay in weight_decay.measure(lab)["decays"]]
     assert decays[0] == 0
     assert max(decays) > 0
-    assert max(decays) * lab.winner.config.peak_learning_rate <= 1
+    assert max(decays) * lab.winner.config.peak_learning_rate(len(lab.view.train)) <= 1
 
 
 @pytest.mark.parametrize("key", ["held_out_error", *weight_decay.MEASURES])

@@ -79,7 +79,7 @@ def measure(lab: Lab) -> Data:
     return {
         "train_rows": len(lab.view.train),
         "held_out_rows": len(lab.view.val),
-        "learning_rate": config.peak_learning_rate,
+        "learning_rate": config.peak_learning_rate(len(lab.view.train)),
         "batch_size": config.batch_size,
         "first": first,
         "epochs": config.max_epochs,

@@ -46,12 +46,13 @@ def measure(lab: Lab) -> Data:
     lab.classification_only()
     rows, own = len(lab.view.train), lab.winner.config
     steps = own.max_epochs * math.ceil(rows / own.batch_size)
-    rate = own.peak_learning_rate * (0.5 if own.schedule == "cosine" else 1.0)  # on average
+    peak = own.peak_learning_rate(rows)
+    rate = peak * (0.5 if own.schedule == "cosine" else 1.0)  # on average
     unit = float(f"{1 / (rate * steps):.2g}")
     configs = [
         lab.unregularized(activation="tanh", norm="none", optimizer="adamw", weight_decay=unit * strength)
         for strength in STRENGTHS
-        if own.peak_learning_rate * unit * strength <= 1
+        if peak * unit * strength <= 1
     ]
     lanes = [
         lab.lane(place * SEEDS + seed, config, seed=seed)

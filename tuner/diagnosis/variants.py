@@ -122,7 +122,7 @@ def shrinking_decay(config: TrialConfig, rows: int) -> float:
     0.2
     """
     steps = config.max_epochs * -(-rows // config.batch_size)
-    rate = 1.0 if config.optimizer == "adamw_decoupled" else config.peak_learning_rate
+    rate = 1.0 if config.optimizer == "adamw_decoupled" else config.peak_learning_rate(rows)
     if config.optimizer in ("sgd", "nesterov"):
         rate /= 1 - config.momentum
     return float(f"{1 / (rate * steps):.1g}")

@@ -23,8 +23,13 @@ class EpochPlan:
 
     def __init__(self, configs: Sequence[TrialConfig], rows: Sequence[int], B: int) -> None:
         self._configs = configs
-        cuts = [batches(n, c) for c, n in zip(configs, rows, strict=True)]
-        plans = [micro_steps(cut, B) for cut in cuts]
+        self._rows = rows
+        made: dict[tuple[int, int], npt.NDArray[np.int64]] = {}  # once for lanes whose epochs are cut alike
+        plans = []
+        for c, n in zip(configs, rows, strict=True):
+            if (c.batch_size, n) not in made:
+                made[c.batch_size, n] = micro_steps(batches(n, c), B)
+            plans.append(made[c.batch_size, n])
         S, K = max(map(len, plans)), len(configs)
         self.whole_rows = np.zeros((S, len(Whole), K), dtype=np.int64)
         self._row_weights = np.zeros((K, S))
@@ -32,7 +37,7 @@ class EpochPlan:
             self.whole_rows[: len(plan), :, k] = plan[:, :3]
             self._row_weights[k, : len(plan)] = 1 / plan[:, 3]
         self._ends = [np.flatnonzero(plan[:, 2]) for plan in plans]  # micro-steps after which the optimizer steps
-        self.visited = np.array([sum(size for _, size in cut) for cut in cuts])
+        self.visited = np.array([plan[:, 1].sum() for plan in plans])
 
     def __len__(self) -> int:
         """S."""
@@ -43,10 +48,11 @@ class EpochPlan:
         real = np.zeros((len(self._configs), len(Real), len(self)))  # lane by lane while it is filled
         real[:, Real.ROW_WEIGHT] = self._row_weights
         real[:, [Real.DENOMINATOR, Real.SHRINK]] = 1
-        for lane, config, epoch, ends in zip(real, self._configs, epochs.tolist(), self._ends, strict=True):
+        lanes = zip(real, self._configs, self._rows, epochs.tolist(), self._ends, strict=True)
+        for lane, config, n, epoch, ends in lanes:
             steps = len(ends)
             index = (epoch - 1) * steps + np.arange(steps)
-            eta = config.peak_learning_rate * factor(config, index, steps)
+            eta = config.peak_learning_rate(n) * factor(config, index, steps)
             lane[Real.AVERAGE, ends] = averaging_rate(config, epoch, steps)
             lane[Real.STEP_SIZE, ends] = eta
             if config.optimizer.startswith("adam"):

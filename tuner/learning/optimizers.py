@@ -41,13 +41,16 @@ class DecoupledAdamW(torch.optim.Optimizer):
 
 
 def make_optimizer(config: TrialConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that a configuration names, with two groups of parameters: those that decay, and the others."""
+    """The optimizer that a configuration names, with two groups of parameters: those that decay, and the others.
+
+    Its learning rate is η as it was drawn: the scaling rule and the schedule are the caller's.
+    """
     decaying, others = split_parameters(config, model)
     groups = [
         {"params": decaying, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    lr = config.peak_learning_rate
+    lr = config.learning_rate
     if config.optimizer in ("sgd", "nesterov"):
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.optimizer == "nesterov")
     if config.optimizer == "rmsprop":

@@ -53,7 +53,7 @@ def train_alone(
             rows = order[start : start + size]
             model.counter.epoch, model.counter.start = epoch, start
             for group in optimizer.param_groups:
-                group["lr"] = config.peak_learning_rate * float(factor(config, step, len(plan)))
+                group["lr"] = config.peak_learning_rate(n) * float(factor(config, step, len(plan)))
             optimizer.zero_grad()
             loss = batch_loss(head, model(view.x_train[rows]), view.y_train[rows], config.label_smoothing, weights)
             penalty = config.l2 / 2 * sum(((p**2).sum() for p in decaying), torch.zeros((), device=data.device))

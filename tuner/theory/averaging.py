@@ -72,7 +72,7 @@ def follow(lanes: Sequence[Lane], data: DeviceData, *, first: int) -> list[Traje
         if epoch >= first:
             for i, own in enumerate(kept):
                 own.append(_theta(pack, i))
-    check_finite(lanes, np.isfinite([own[-1].sum() for own in kept]))
+    check_finite(lanes, data, np.isfinite([own[-1].sum() for own in kept]))
     return [
         Trajectory(start=start, iterates=np.array(own), first=first) for start, own in zip(starts, kept, strict=True)
     ]

@@ -90,19 +90,20 @@ def train(
                 loss={part: np.array([loss[i] for loss, _ in seen]) for part, seen in found.items()},
                 value={part: np.array([value[i] for _, value in seen]) for part, seen in found.items()},
             )
-        check_finite(own, np.isfinite(np.sum([seen[-1][0] for seen in found.values()], axis=0)))
+        check_finite(own, data, np.isfinite(np.sum([seen[-1][0] for seen in found.values()], axis=0)))
         say(f"{len(done):,} of {len(lanes):,} networks trained")
     return [done[lane.number] for lane in lanes]
 
 
-def check_finite(lanes: Sequence[Lane], finite: npt.NDArray[np.bool_]) -> None:
+def check_finite(lanes: Sequence[Lane], data: DeviceData, finite: npt.NDArray[np.bool_]) -> None:
     """Raises TunerError where lanes trained to no finite loss: of a network that diverged there is nothing to say."""
-    lost = [lane.config for lane, whole in zip(lanes, finite, strict=True) if not whole]
+    lost = [lane for lane, whole in zip(lanes, finite, strict=True) if not whole]
     if lost:
-        rate, width = lost[0].peak_learning_rate, lost[0].width
+        config = lost[0].config
+        rate = config.peak_learning_rate(len(data.view(config.scaling, lost[0].fold).x_train))
         raise TunerError(
-            f"{len(lost)} of {len(lanes)} networks that trained together diverged, such as one of width {width} at a "
-            f"learning rate of {rate:.3g}; use a study whose winner has a smaller one, or set training.clip_norm"
+            f"{len(lost)} of {len(lanes)} networks that trained together diverged, such as one of width {config.width} "
+            f"at a learning rate of {rate:.3g}; use a study whose winner has a smaller one, or set training.clip_norm"
         )
 
 
