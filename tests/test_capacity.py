@@ -44,6 +44,8 @@ def test_the_largest_model_of_the_space_counts() -> None:
     assert bytes_at(batch_size={"choices": [512, 16]}) == bytes_at(batch_size=512) > bytes_at()
     both = largest_bytes(training={"optimizer": {"choices": ["adamw", "sgd"]}})
     assert both == largest_bytes() > largest_bytes(training={"optimizer": "sgd"})
+    smooth = largest_bytes(model={"activation": "gelu"})
+    assert largest_bytes(model={"activation": {"choices": ["gelu", "relu"]}}) == smooth > largest_bytes()
 
 
 def test_the_prediction_is_the_one_that_packs_are_planned_by() -> None:

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sqlalchemy import select, update
 
 from tuner import worker as worker_module
+from tuner.data.dataset import load_training_data
 from tuner.errors import DataError, DeviceLostError, StorageError, StudyNotFoundError
-from tuner.learning.progress import EpochInterruptedError
-from tuner.learning.trainer import PackTrainer
+from tuner.learning.device import DeviceData
+from tuner.learning.progress import EpochInterruptedError, Progress
+from tuner.learning.trainer import LaneState, PackTrainer
 from tuner.manager import StudyManager, TrialRow
 from tuner.plan import create_study
 from tuner.spec import StudySpec, parse_spec
@@ -149,6 +152,20 @@ def test_folds_that_stop_and_go_on_from_checkpoints_end_the_same(
         if manager.summary("tiny").state == "finished":
             break
     assert results(manager) == expected
+
+
+def test_paused_lanes_stay_in_memory_while_there_is_room(manager: StudyManager) -> None:
+    create_study(manager, study(), Path())
+    rows = DeviceData.place(load_training_data(study(), Path()), torch.device("cpu"))
+    worker = worker_module._Worker(manager.ledger("tiny"), manager.checkpoints("tiny"), rows, threading.Event())
+    state = LaneState(progress=Progress(), arrays={"theta": np.zeros(100)})
+    worker._room = 3 * state.bytes
+    worker._remember(dict.fromkeys(range(2), state))
+    worker._remember(dict.fromkeys(range(2, 5), state))
+    assert list(worker._paused) == [2, 3, 4], "the latest"
+    worker._room = 0
+    worker._remember({5: state})
+    assert not worker._paused
 
 
 def test_out_of_memory_halves_the_pack_and_goes_on(

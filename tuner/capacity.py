@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tuner.learning.device import DeviceData
 
 SIZES = ("width", "depth", "batch_size")  # the larger, the more memory
-FORMS = ("optimizer", "averaging", "norm")  # which of them takes most is for the prediction to say
+FORMS = ("optimizer", "averaging", "norm", "activation")  # which of them takes most is for the prediction to say
 SMALL = 2**26  # numbers, a quarter of a GiB: who has less is told by the worker
 
 

@@ -16,6 +16,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 import tuner
 from tuner.capacity import Table, check_capacity
 from tuner.data.dataset import TrainingData, load_training_data
@@ -40,7 +42,8 @@ SAVE_COST = 50.0  # what is done to lose less after an interruption takes 2 % of
 HURRY_S = 2.0  # seconds that an epoch gets to end in once the worker is told to leave: 30 later the machine is gone
 ORPHAN_S = 3600.0  # age of a checkpoint file that nobody commits any more; a database is waited for two minutes
 POLL_S = 0.25  # between two looks for work when there is none
-_REMEMBERED = 512  # paused lanes kept in memory, the latest of them
+_REMEMBERED = 512  # paused lanes kept in memory, the latest of them,
+_ROOM = 0.25  # and the share of what packs may take of the machine's own memory that they may
 CLAIM_LANES = {"cpu": 32, "cuda": 1024, "mps": 128}
 
 _log = logging.getLogger(__name__)
@@ -111,6 +114,7 @@ class _Worker:
         self.memory = memory_budget(data.device)  # bytes that a model trained alone may take
         self.budget = self.memory  # and that a pack may take: less once that proved too much
         self._paused: dict[int, LaneState] = {}  # lanes that wait for their rung's decision, still in memory
+        self._room = int(_ROOM * memory_budget(torch.device("cpu")))  # bytes for them
         self._lanes = 0
         self._epochs_per_s = 0.0
         self._deadline = math.inf  # by time.monotonic: when the study's time budget is over
@@ -323,10 +327,17 @@ class _Worker:
         states = {number: trainer.state(number) for number in may_go_on}
         checkpoint = self._checkpoint(states)
         outcome = self.ledger.commit(self.id, results, rows, checkpoint)
-        self._paused |= states
-        for number in list(self._paused)[: max(len(self._paused) - _REMEMBERED, 0)]:
-            del self._paused[number]
+        self._remember(states)
         self._settle(outcome)
+
+    def _remember(self, states: Mapping[int, LaneState]) -> None:
+        """Keep paused lanes in memory, and drop the oldest where there are too many: they have their checkpoints."""
+        self._paused |= states
+        taken = sum(state.bytes for state in self._paused.values())
+        for number in list(self._paused):
+            if len(self._paused) <= _REMEMBERED and taken <= self._room:
+                break
+            taken -= self._paused.pop(number).bytes
 
     def _save(self, trainer: PackTrainer, held: dict[int, Claim], rows: Sequence[EpochRow]) -> frozenset[int]:
         """Write a checkpoint of a pack that goes on. Returns the slots that were lost."""

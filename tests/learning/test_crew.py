@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,34 @@ def assert_trained(found: dict[int, LaneState], tasks: Sequence[LaneTask]) -> No
         assert (
             set(expected.arrays) - set(state.arrays) == {name for name in expected.arrays if "moment" in name} != set()
         )
+
+
+def test_out_of_memory_halves_the_pack_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[int] = []
+
+    def small(pack: Sequence[LaneTask], *given: Any, **named: Any) -> dict[int, LaneState]:
+        asked.append(len(pack))
+        if len(pack) > 1:
+            raise MemoryError
+        return train_to_end(pack, *given, **named)
+
+    monkeypatch.setattr(crew, "train_to_end", small)
+    monkeypatch.setattr(crew, "plan_packs", lambda tasks, _: [list(tasks)])
+    tasks = [task for task in tasks_of() if task.lane.config.activation == "relu"]
+    assert_trained(train_all(tasks, make_data(), "error"), tasks)
+    assert asked == [2, 1, 1]
+    assert caplog.messages == ["out of memory with 2 lanes; going on with half of them"]
+
+
+def test_a_lane_that_fits_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(crew, "train_to_end", never)
+    with pytest.raises(MemoryError):
+        train_all(tasks_of(), make_data(), "error")
 
 
 @pytest.mark.usefixtures("_worth_it")

@@ -14,6 +14,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
+from tuner.learning import metrics
 from tuner.learning.metrics import Head, balanced_weights, batch_loss, head_of, row_loss, score
 from tuner.spec import METRICS, Metric
 
@@ -135,6 +136,17 @@ def test_confident_probabilities_still_rank() -> None:
     outputs, y = torch.tensor([[0.0, 20.0], [0.0, 25.0]]), torch.tensor([0, 1])
     assert outputs.softmax(-1)[:, 1].tolist() == [1.0, 1.0]
     assert score("roc_auc", outputs, y) == 1
+
+
+def test_lanes_are_ranked_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs, y = torch.randn(5, 40, 3, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 3
+    whole, asked = score("roc_auc", outputs, y), []
+    assert whole.tolist() == [score("roc_auc", lane, y).item() for lane in outputs]
+    ranked = metrics._roc_auc
+    monkeypatch.setattr(metrics, "RANKED", 2 * 40)
+    monkeypatch.setattr(metrics, "_roc_auc", lambda o, *rest: asked.append(len(o)) or ranked(o, *rest))
+    assert torch.equal(score("roc_auc", outputs, y), whole)
+    assert asked == [2, 2, 1]
 
 
 def test_no_area_under_the_curve_of_a_single_class() -> None:

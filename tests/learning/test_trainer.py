@@ -1,8 +1,11 @@
 """Lanes start, pause, resume, stop and diverge, each as if it were alone."""
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 from itertools import islice, pairwise
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,11 +13,13 @@ import torch
 
 from tests.learning.packs import METRIC, TOLERANCE, lane_of, make_config, make_data
 from tuner.learning.device import DeviceData
+from tuner.learning.lanes import Pack
 from tuner.learning.mlp import MLP
+from tuner.learning.parameters import Arrays
 from tuner.learning.plain import train_alone
 from tuner.learning.progress import Progress
 from tuner.learning.trainer import LaneState, LaneTask, PackTrainer, kept_outputs, train_to_end
-from tuner.trial import TrialConfig
+from tuner.trial import Optimizer, TrialConfig
 
 UNLIKE = [
     {"batch_size": 8, "depth": 1, "dropout": 0.4},
@@ -48,6 +53,49 @@ def test_pausing_and_resuming_changes_nothing(change: dict[str, object]) -> None
     neighbour = task_of(make_config(width=17, batch_size=5), number=9)
     resumed = train_to_end([neighbour, task_of(config, state=LaneState.from_arrays(stored))], data, "error")[0]
     assert_equal_states(resumed, straight)
+
+
+# Whatever a lane keeps from step to step, for each way to train.
+KEPT: list[dict[str, object]] = [
+    *({"optimizer": name, "momentum": 0.8} for name in get_args(Optimizer)),
+    *({"averaging": name, "averaging_start": 0.0, "keep": "best"} for name in ("swa", "ema")),
+    {"norm": "batch", "keep": "best"},
+    {"norm": "batch", "averaging": "swa", "averaging_start": 0.3, "keep": "best"},
+    {"norm": "layer", "averaging": "ema", "averaging_start": 0.3},
+]
+
+
+@pytest.mark.parametrize("change", KEPT, ids=lambda change: "-".join(map(str, change.values())))
+def test_all_that_a_lane_keeps_comes_back_from_a_checkpoint(change: dict[str, object]) -> None:
+    data, config = make_data(), make_config(dropout=0.2, **change)
+    straight = train_to_end([task_of(config)], data, "log_loss")[0]
+    paused = train_to_end([task_of(config, target=3)], data, "log_loss")[0]
+    neighbour = task_of(replace(config, width=17), number=9)
+
+    def resumed(stored: Arrays) -> LaneState:
+        state = LaneState.from_arrays({name: array.copy() for name, array in stored.items()})
+        return train_to_end([neighbour, task_of(config, state=state)], data, "log_loss")[0]
+
+    stored = paused.as_arrays()
+    assert_equal_states(resumed(stored), straight)
+    for name in stored.keys() - {"progress", "best", "best_running", "mean_running"}:  # each that training goes on from
+        wrong = resumed({**stored, name: stored[name] * 1.01})
+        assert any(np.abs(wrong.arrays[n] - a).max() > 1000 * TOLERANCE for n, a in straight.arrays.items()), name
+
+
+def test_a_pack_that_shrinks_gives_its_memory_back_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Pack]] = []
+
+    class Counted(Pack):
+        def __init__(self, *given: Any) -> None:
+            gc.collect()
+            assert not any(pack() for pack in made), "one pack at a time"
+            super().__init__(*given)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("tuner.learning.trainer.Pack", Counted)
+    train_to_end([task_of(make_config(), n, target=1 + n) for n in range(4)], make_data(), "error")
+    assert len(made) == 3
 
 
 def test_each_lane_stops_at_its_own_target_and_the_pack_shrinks() -> None:

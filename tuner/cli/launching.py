@@ -151,7 +151,7 @@ def launch(
                     return
                 engine.died = undertaker(manager, name)
                 attend(manager, name, engine, view)
-            from tuner.launch.local import usable_cores
+            from tuner.cores import usable_cores
 
             summary, shown = conclude(
                 manager, spec, view, folder, news=news, processes=usable_cores(), ensemble=ensemble

@@ -92,8 +92,8 @@ def evaluate(name: str, ensemble: bool, device: str, storage: str, artifacts: st
     from tuner.report.study import evaluation_rows, evaluation_text
 
     with open_manager(storage, artifacts) as manager:
+        from tuner.cores import usable_cores
         from tuner.evaluation import evaluate as evaluate_study
-        from tuner.launch.local import usable_cores
 
         record = evaluate_study(manager, name, device=device, ensemble=ensemble, processes=usable_cores())
         write_note(manager, name)

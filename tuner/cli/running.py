@@ -124,7 +124,7 @@ def run(
             with _still_there(name):
                 if news := manager.summary(name).state != "finished":
                     _train(manager, spec, device, workers, storage, artifacts, view)
-                from tuner.launch.local import usable_cores
+                from tuner.cores import usable_cores
 
                 summary, shown = conclude(
                     manager,

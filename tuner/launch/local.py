@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from tuner.cores import usable_cores
 from tuner.errors import DeviceError
 from tuner.launch.engine import Crew, Engine, WorkersLostError, label, source_folder
 from tuner.words import count
@@ -197,13 +198,6 @@ def devices_for(device: str, workers: int | None, trials: int) -> list[str]:
     if workers is None:
         return places[:trials]
     return [places[i % len(places)] for i in range(workers)]
-
-
-def usable_cores() -> int:
-    """The CPU cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cuda_devices() -> int:

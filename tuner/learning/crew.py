@@ -23,7 +23,8 @@ import numpy.typing as npt
 import torch
 
 from tuner.learning.device import DeviceData
-from tuner.learning.packing import plan_packs, seconds_of
+from tuner.learning.memory import is_out_of_memory
+from tuner.learning.packing import halved, plan_packs, seconds_of
 from tuner.learning.trainer import LaneState, LaneTask, single_thread, train_to_end
 from tuner.spec import Metric
 
@@ -61,8 +62,15 @@ def _here(packs: Sequence[Sequence[LaneTask]], data: DeviceData, metric: Metric)
 def _trained(
     pack: Sequence[LaneTask], data: DeviceData, metric: Metric, interrupted: Callable[[], bool] = lambda: False
 ) -> dict[int, LaneState]:
-    states = train_to_end(pack, data, metric, interrupted=interrupted)
-    return {number: replace(state, arrays=_needed(state)) for number, state in states.items()}
+    try:
+        states = train_to_end(pack, data, metric, interrupted=interrupted)
+        return {number: replace(state, arrays=_needed(state)) for number, state in states.items()}
+    except Exception as error:
+        if len(pack) == 1 or not is_out_of_memory(error):
+            raise
+        _log.warning("out of memory with %d lanes; going on with half of them", len(pack))
+    # Not in the handler, whose error still holds the pack.
+    return {n: state for half in halved(list(pack)) for n, state in _trained(half, data, metric, interrupted).items()}
 
 
 def _needed(state: LaneState) -> dict[str, npt.NDArray[Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from tuner.cores import usable_cores
 from tuner.learning.kernels.interface import Real, Whole
 from tuner.learning.layout import Layout
 from tuner.learning.schedules import micro_batch, micro_steps_of
@@ -18,6 +19,7 @@ EVALUATION_ROWS = 256  # at least, of a validation pass at a time
 EVALUATION_NUMBERS = 2**26  # of a hidden layer at a time on a GPU
 SHARE = 0.8  # of a GPU's free memory that packs may take
 BYTES_OF_INTEGER = 8  # orders and tables hold int64
+BYTES_OF_DOUBLE = 8
 NORM_TEMPORARIES, SMOOTH_TEMPORARIES = 3, 5  # tensors that are in use at a time
 HEAP = 2**25  # bytes: what is freed of tensors below that the C library keeps for itself, in pieces,
 HELD = 2.5  # which makes it so many times what is in use (measured)
@@ -66,7 +68,9 @@ def pack_bytes(
     if first.precision == "bf16":  # the largest product's factors and result, rounded
         activations += 2 * (K * max(D, H) * H + 2 * K * B * max(D, H))
     S = micro_steps_of(configs, rows)
-    tables = S * K * (len(Whole) * BYTES_OF_INTEGER + len(Real) * item)
+    # On a CPU the tables of numbers are drawn up in float64, lane by lane, then brought into the micro-steps' order.
+    number = 2 * BYTES_OF_DOUBLE if device.type == "cpu" else item
+    tables = S * K * (len(Whole) * BYTES_OF_INTEGER + len(Real) * number)
     if streamed:
         tables += 2 * min(chunk_steps(K, B, D, item), S) * K * B * D * item
     at_once = min(evaluation_rows(device, K, H), rows_evaluated)
@@ -79,14 +83,14 @@ def pack_bytes(
 def memory_budget(device: torch.device, processes: int | None = None) -> int:
     """Bytes that the packs of one process may take: most of a GPU's free memory, or a fair share of the machine's.
 
-    processes: how many share the machine's memory; None: as many as it has cores.
+    processes: how many share the machine's memory; None: as many as there are usable cores.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(SHARE * free)
     if device.type == "mps":
         return int(SHARE * (torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()))
-    return int(SHARE * available_memory() / (processes or os.cpu_count() or 1))
+    return int(SHARE * available_memory() / (processes or usable_cores()))
 
 
 def available_memory(system: Path = Path("/")) -> int:

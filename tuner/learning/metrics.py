@@ -15,6 +15,7 @@ from tuner.spec import Metric
 from tuner.trial import Loss, Task
 
 Head = Literal["cross_entropy", "hinge", "square_of_classes", "square"]  # what the last layer and the loss are
+RANKED = 2**20  # rows of all lanes together that are ranked at a time
 
 
 def head_of(loss: Loss, task: Task) -> Head:
@@ -70,7 +71,11 @@ def score(metric: Metric, outputs: Tensor, y: Tensor, target_sd: float = 1.0, we
     >>> round(score("error", outputs, y).item(), 3), score("balanced_accuracy", outputs, y).item()
     (0.333, 0.75)
     """
-    if metric in ("error", "accuracy"):
+    if metric == "roc_auc" and weights is None and outputs.ndim == 3 and y.ndim == 1:
+        # Ranking takes ten times the memory of the outputs: some lanes at a time.
+        lanes = torch.split(outputs, max(RANKED // outputs.shape[1], 1))
+        value = torch.cat([_roc_auc(some, y, None) for some in lanes])
+    elif metric in ("error", "accuracy"):
         right = (outputs.argmax(-1) == y).to(outputs.dtype)
         value = _mean(right if metric == "accuracy" else 1 - right, weights)
     elif metric == "log_loss":

@@ -27,6 +27,11 @@ class LaneState:
     progress: Progress
     arrays: Arrays
 
+    @property
+    def bytes(self) -> int:
+        """That its arrays take."""
+        return sum(array.nbytes for array in self.arrays.values())
+
     def as_arrays(self) -> Arrays:
         """One mapping of named arrays, for a checkpoint file."""
         return {**self.arrays, "progress": np.array(astuple(self.progress), dtype=np.float64)}
@@ -99,6 +104,8 @@ class PackTrainer:
 
     interrupted: asked before each micro-step whether to stop in the middle of the epoch.
     """
+
+    _pack: Pack
 
     def __init__(
         self,
@@ -184,13 +191,14 @@ class PackTrainer:
             own = self.tasks[number].lanes
             places[number] = range(len(lanes), len(lanes) + len(own))
             lanes += own
-        pack = Pack(lanes, self.data)
+        if hasattr(self, "_pack"):
+            del self._pack  # its memory is the next one's: the states have all that counts
+        self._places, self._pack = places, Pack(lanes, self.data)
         for number, own_places in places.items():
             if (state := states[number]) is not None:
                 for fold, i in enumerate(own_places):
-                    pack.restore(i, state.of_fold(fold))
-        pack.interrupted = self._interrupted
-        self._places, self._pack = places, pack
+                    self._pack.restore(i, state.of_fold(fold))
+        self._pack.interrupted = self._interrupted
 
 
 def _prefix(fold: int) -> str:
@@ -222,7 +230,9 @@ def kept_outputs(tasks: Sequence[LaneTask], states: Mapping[int, LaneState], dat
 
     x (n, D) -> (K, n, C), in the order of ``tasks``.
     """
-    pack = Pack([task.lane for task in tasks], data)
-    for i, task in enumerate(tasks):
-        pack.restore(i, states[task.lane.number].kept())
-    return pack.outputs(x)
+    outputs = []
+    for task in tasks:  # one at a time: a pack of all would have memory for training them
+        pack = Pack([task.lane], data)
+        pack.restore(0, states[task.lane.number].kept())
+        outputs.append(pack.outputs(x)[0])
+    return torch.stack(outputs)
