@@ -7,9 +7,10 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from tuner.errors import BadInputError
-from tuner.manager import StudyManager
+from tuner.learning.progress import EpochResult
+from tuner.manager import CurvePoint, StudyManager
 from tuner.plan import create_study
-from tuner.replay import replay
+from tuner.replay import TOLERANCE, _difference, replay
 from tuner.spec import parse_spec
 from tuner.worker import run_worker
 
@@ -59,6 +60,15 @@ def test_folds_and_scalings_match_their_replay(tmp_path: Path) -> None:
         trials = manager.trials("tiny")
         assert {trial.params["scaling"] for trial in trials if trial.params} == {"standard", "quantile"}
         assert all(replay(manager, "tiny", trial.number, device="cpu").matches for trial in trials)
+
+
+@pytest.mark.parametrize(
+    ("stored", "again", "matches"), [(2e-6, 2.12e-6, True), (1e-3, 1.01e-3, False), (2.0, 2.01, False)]
+)
+def test_tiny_losses_may_differ_by_what_float32_rounds_away(stored: float, again: float, matches: bool) -> None:
+    point = CurvePoint(epoch=1, value=0.0, train_loss=stored, val_loss=1.0)
+    result = EpochResult(epoch=1, train_loss=again, val_loss=1.0, value=0.0)
+    assert (_difference(point, result) <= TOLERANCE) == matches
 
 
 def test_negative_control_a_changed_parameter_does_not_match(finished: str, tmp_path: Path) -> None:

@@ -18,13 +18,15 @@ from tuner.worker import check_digests
 # float32 rounds otherwise beside more lanes, and training lets rounding grow: over whole trainings of the digits study
 # losses stay within 3e-6 of each other. A wrong mask, order or coefficient moves them by more than a percent.
 TOLERANCE = 1e-3  # relative, on every epoch's training and validation loss
+SMALLEST = 1e-3  # what a loss counts as at least: float32 rounds a row's to steps of 1e-7, however small it is
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
     """A stored trial beside the same trial trained alone.
 
-    value: of the last epoch, as stored and as replayed. largest_difference: relative, over the losses of all epochs.
+    value: of the last epoch, as stored and as replayed. largest_difference: relative, over all
+        epochs' losses, none counted as less than SMALLEST.
     """
 
     trial: int
@@ -91,5 +93,5 @@ def _difference(then: CurvePoint, now: EpochResult) -> float:
         if stored is None or not math.isfinite(again):
             found = max(found, 0.0 if stored is None and not math.isfinite(again) else math.inf)
         else:
-            found = max(found, abs(again - stored) / max(abs(stored), 1e-6))
+            found = max(found, abs(again - stored) / max(abs(stored), SMALLEST))
     return found

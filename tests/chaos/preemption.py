@@ -7,8 +7,6 @@ import math
 import multiprocessing
 import os
 import random
-import signal
-import threading
 import time
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess

@@ -94,12 +94,14 @@ def mixed_configs(task: Task) -> st.SearchStrategy[list[TrialConfig]]:
             "clip_norm": st.sampled_from([0.0, 0.05, 1.0]),
             "schedule": st.sampled_from(get_args(Schedule)),
             "warmup": st.sampled_from([0.0, 0.3]),
+            "decay": st.sampled_from([0.5, 0.95]),
             "decay_epochs": st.integers(1, 2),
             "reference_batch_size": st.sampled_from([0, 16]),
             "label_smoothing": st.sampled_from([0.0, 0.1] if task == "classification" else [0.0]),
             "class_weight": st.sampled_from(["none", "balanced"] if task == "classification" else ["none"]),
             "averaging": st.sampled_from(get_args(Averaging)),
             "averaging_start": st.sampled_from([0.0, 0.5]),
+            "ema_decay": st.sampled_from([0.5, 0.99]),
             "max_epochs": st.integers(3, 6),
         }
     )

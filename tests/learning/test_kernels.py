@@ -2,13 +2,14 @@
 
 from typing import get_args
 
+import numba
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.learning.compiled import COMPILED, Compiled
-from tuner.learning.kernels import kernels_for
+from tuner.learning.kernels import cpu, kernels_for
 from tuner.learning.kernels.cpu import CpuKernels
 from tuner.learning.kernels.interface import Blocks, Kernels, Lanes, Step
 from tuner.learning.kernels.reference import ReferenceKernels, dropout_bits
@@ -317,3 +318,14 @@ def test_drop_inputs(dtype: torch.dtype, compiled: Compiled) -> None:
         assert_close(results[1][k, :count], results[0][k, :count])
     assert torch.equal(results[0][0], x[0])
     assert (results[0][1] == 0).any()
+
+
+def test_where_no_cache_can_be_written_kernels_are_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+
+    def twice(x: float) -> float:
+        return 2 * x
+
+    with pytest.raises(RuntimeError, match="no locator"):
+        numba.njit(cache=True)(twice)
+    assert cpu._compiled(twice)(1.5) == 3.0

@@ -40,8 +40,18 @@ _WIDTH, _THRESHOLD, _INPUT_THRESHOLD = map(int, LaneWhole)
 _SCALE, _INPUT_SCALE, _SMOOTHING, _L2, _COUPLED, _MOMENTUM, _BETA2, _CLIP = map(int, LaneReal)
 
 
-# error_model: a division that raises on zero cannot be vectorised. contract: fused multiply-add, the one liberty taken.
-_compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled when it is first called, or read from the cache on disk."""
+
+    def compiled(*, cache: bool) -> Callable[..., Any]:
+        # error_model: a division that raises on zero cannot be vectorised. contract: fused multiply-add, the one
+        # liberty taken.
+        return njit(cache=cache, nogil=True, error_model="numpy", fastmath={"contract"})(function)
+
+    try:
+        return compiled(cache=True)
+    except RuntimeError:  # neither this folder nor a user's cache can be written to
+        return compiled(cache=False)
 
 
 @njit(inline="always")
