@@ -256,6 +256,7 @@ class _Settings:
         data += [
             f"scaling = {{ choices = [{scalings}] }}   # far values clipped; as they are; in bins; or quantile",
             "# split = { train = 0.6, val = 0.2, test = 0.2 }   # the default at this size",
+            "# split = { folds = 5, test = 0.2 }   # if the metric hangs on few rows: each of the others validates once",
             *(f"# split = {{ time = {quoted(time)} }}   # if it is to predict what comes later" for time in self.times),
             '# split = { group = "…" }   # if rows of one customer, patient, … must not be on both sides',
         ]

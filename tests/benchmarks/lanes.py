@@ -1,6 +1,6 @@
 """Fused lanes against trials trained one at a time with plain PyTorch, side by side in one run.
 
-    python -m tests.benchmarks.lanes [-f json] [--quick] [--case "mnist width 32" --case "mnist mixed"]
+    python -m tests.benchmarks.lanes [-f json] [--quick] [--device cuda] [--case "mnist width 32" --case "mnist mixed"]
 
 Baselines, each as two processes of one thread and as one process of two threads, the better one counted:
 
@@ -11,11 +11,14 @@ The fused trainer runs as Tuner runs it: two processes of one thread. All train 
 rows: throughput is epochs of one trial a second, validation left out everywhere. A ratio is a median over rounds in
 which all contestants run in turn, so that a machine whose speed drifts cannot favour one of them.
 
-Where a target is missed, a profile says where the fused trainer's time goes, and how near its parts are to what the
-machine can do: products against the measured matmul peak, the optimizer's traffic against memory's measured speed.
-A floor follows: the time of exactly these products, optimizer steps and copies of rows, each alone at its best, and
-nothing for all else. As many times as an epoch now takes longer than that the ratio could still grow; only where the
-product is below the target is the target out of reach of these packs. A second one has every product at the matmul
+With ``--device cuda`` packs of 256 lanes train in one process on one GPU. The baselines are the best of one process and
+of two on that GPU, and of the CPU as above: small networks are often trained faster there.
+
+Where a target is missed on a CPU, a profile says where the fused trainer's time goes, and how near its parts are to
+what the machine can do: products against the measured matmul peak, the optimizer's traffic against memory's measured
+speed. A floor follows: the time of exactly these products, optimizer steps and copies of rows, each alone at its best,
+and nothing for all else. As many times as an epoch now takes longer than that the ratio could still grow; only where
+the product is below the target is the target out of reach of these packs. A second one has every product at the matmul
 peak, which no shape of a product reaches: no implementation of this arithmetic gets above that on this machine.
 """
 
@@ -40,7 +43,7 @@ from tuner.data.dataset import Rows, View
 from tuner.learning.device import DeviceData
 from tuner.learning.kernels.interface import Real, Step, Whole
 from tuner.learning.lanes import Pack, trial_lane
-from tuner.learning.machine import CPU, KNOTS, bytes_per_s, describe, measured_cpu
+from tuner.learning.machine import CPU, KNOTS, bytes_per_s, describe, machine_of, measured_cpu
 from tuner.learning.packing import plan_packs
 from tuner.learning.trainer import LaneTask
 from tuner.space import Space, parse_domain
@@ -61,6 +64,9 @@ DIGITS_SPACE = {
 # Ratios to the tight loop that are aimed at, by width at batches 16 to 64; everywhere else never below 1.
 TARGETS = {32: 8.0, 64: 5.0, 128: 3.5, 256: 2.0, 512: 1.3}
 MIXED_TARGET = 2.5
+GPU_LANES = 256
+GPU_TARGET, GPU_WIDTH = 200.0, 128  # up to that width, and of uniform packs
+HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +122,23 @@ class Row:
     ratio_at_peak: float | None  # and if products were at the peak as well
 
 
-def target_of(configs: Sequence[TrialConfig]) -> float:
+def target_of(configs: Sequence[TrialConfig], device: torch.device) -> float:
     """The ratio to the tight loop that these trials should reach."""
+    if device.type == "cuda":
+        return GPU_TARGET if len(set(configs)) == 1 and configs[0].width <= GPU_WIDTH else 1.0
     if len(set(configs)) > 1:
         return MIXED_TARGET
     return TARGETS[configs[0].width] if configs[0].batch_size <= 64 else 1.0
 
 
-def make_rows(shape: str) -> DeviceData:
+def make_rows(shape: str, device: torch.device = HOST) -> DeviceData:
     n, D = SHAPES[shape]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n + 256, D, generator=generator)
     y = (x @ torch.randn(D, 10, generator=generator)).argmax(1)
     train, val = (Rows(x=x[part].numpy(), y=y[part].numpy()) for part in (slice(n), slice(n, None)))
     view = View(train=train, val=val, target_mean=0.0, target_sd=1.0)
-    return DeviceData.of_views({("standard", 0): view}, "classification", 10, torch.device("cpu"))
+    return DeviceData.of_views({("standard", 0): view}, "classification", 10, device)
 
 
 def packs_of(configs: Sequence[TrialConfig], data: DeviceData) -> list[Pack]:
@@ -171,7 +179,7 @@ def alone(configs: Sequence[TrialConfig], data: DeviceData, threads: int, *, loa
     loss = nn.CrossEntropyLoss()
     trials = []
     for config in configs:
-        model = ordinary(config, data)
+        model = ordinary(config, data).to(data.device)
         options = {} if loader else {"fused": True}
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, **options
@@ -189,7 +197,7 @@ def alone(configs: Sequence[TrialConfig], data: DeviceData, threads: int, *, loa
                 loss(model(x), y).backward()
                 optimizer.step()
             return 1
-        order = torch.randperm(len(data.x_train))
+        order = torch.randperm(len(data.x_train), device=data.device)
         for start in range(0, len(order), config.batch_size):
             rows = order[start : start + config.batch_size]
             optimizer.zero_grad()
@@ -200,27 +208,50 @@ def alone(configs: Sequence[TrialConfig], data: DeviceData, threads: int, *, loa
     return epoch
 
 
-def run(contestant: str, shape: str, configs: list[TrialConfig], threads: int, seconds: float) -> float:
+def run(
+    contestant: str, shape: str, configs: list[TrialConfig], threads: int, seconds: float, device: torch.device = HOST
+) -> float:
     """Trial epochs a second of one process."""
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    data = make_rows(shape)
+    data = make_rows(shape, device)
     if contestant == "fused":
         epoch = fused(configs, data, threads)
     else:
         epoch = alone(configs, data, threads, loader=contestant == "loader")
     epoch()
+    _wait_for(device)
     done, began = 0, time.perf_counter()
     # Whole passes over configurations that differ, so that cheap ones are not counted twice.
     while time.perf_counter() - began < seconds or done % len(set(configs)):
         done += epoch()
+        _wait_for(device)
     return done / (time.perf_counter() - began)
 
 
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def measure(
-    pool: ProcessPoolExecutor, contestant: str, shape: str, configs: list[TrialConfig], seconds: float
+    pool: ProcessPoolExecutor,
+    contestant: str,
+    shape: str,
+    configs: list[TrialConfig],
+    seconds: float,
+    device: torch.device = HOST,
 ) -> float:
-    """The better of two processes of one thread and (for the baselines) one process of two."""
+    """The better of two processes of one thread and (for the baselines) one process of two. On a GPU the fused trainer
+    is one process, and a baseline the best of one, two, and the CPU.
+    """
+    if device.type == "cuda":
+        one = pool.submit(run, contestant, shape, configs, 1, seconds, device).result()
+        if contestant == "fused":
+            return one
+        few = configs if len(set(configs)) > 1 else configs[: CPU.max_lanes]  # a process has memory for all its models
+        two = [pool.submit(run, contestant, shape, few, 1, seconds, device) for _ in range(2)]
+        return max(one, sum(each.result() for each in two), measure(pool, contestant, shape, few, seconds))
     halves = [pool.submit(run, contestant, shape, configs, 1, seconds) for _ in range(2)]
     best = sum(half.result() for half in halves)
     if contestant != "fused":
@@ -332,15 +363,17 @@ def optimizer_work(pack: Pack) -> list[tuple[int, int]]:
     return list(zip(sizes, steps.tolist(), strict=True))
 
 
-def matmul_peak() -> float:
-    """FLOP/s of the best of some large products on one thread."""
+def matmul_peak(device: torch.device = HOST) -> float:
+    """FLOP/s of the best of some large products, on one thread or on the device."""
     torch.set_num_threads(1)
     best = 0.0
-    for size in (256, 512, 1024):
-        a, b = torch.randn(size, size), torch.randn(size, size)
+    for size in (256, 512, 1024) if device.type == "cpu" else (2048, 4096, 8192):
+        a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
         for _ in range(20):
+            _wait_for(device)
             began = time.perf_counter()
             a @ b
+            _wait_for(device)
             best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
 
@@ -352,7 +385,7 @@ def flops(config: TrialConfig, shape: str) -> float:
     return 6 * n * hidden + 4 * n * D * config.width
 
 
-def cases(quick: bool) -> list[tuple[str, str, list[TrialConfig]]]:
+def cases(quick: bool, lanes: int = CPU.max_lanes, mixed: int = 32) -> list[tuple[str, str, list[TrialConfig]]]:
     """(name, shape, configurations): uniform packs, and mixed ones drawn from the digits study's space."""
     common = {"learning_rate": 1e-3, "weight_decay": 1e-2, "dropout": 0.2, "max_epochs": 100}
     found = []
@@ -361,18 +394,18 @@ def cases(quick: bool) -> list[tuple[str, str, list[TrialConfig]]]:
         for width in widths:
             for batch in (16, 64, 256) if not quick else (16, 64):
                 config = TrialConfig(width=width, depth=2, batch_size=batch, **common)
-                found.append((f"{shape} width {width} batch {batch}", shape, [config] * CPU.max_lanes))
+                found.append((f"{shape} width {width} batch {batch}", shape, [config] * lanes))
         if not quick:
             for width in (64, 256):
                 config = TrialConfig(width=width, depth=2, batch_size=32, **common)
-                found.append((f"{shape} width {width} batch 32", shape, [config] * CPU.max_lanes))
+                found.append((f"{shape} width {width} batch 32", shape, [config] * lanes))
             for depth in (1, 4):
                 config = TrialConfig(width=64, depth=depth, batch_size=32, **common)
-                found.append((f"{shape} width 64 depth {depth}", shape, [config] * CPU.max_lanes))
+                found.append((f"{shape} width 64 depth {depth}", shape, [config] * lanes))
         space = Space({name: parse_domain(name, written) for name, written in DIGITS_SPACE.items()})
-        points = torch.rand(32, len(space), generator=torch.Generator().manual_seed(1)).tolist()
+        points = torch.rand(mixed, len(space), generator=torch.Generator().manual_seed(1)).tolist()
         drawn = [TrialConfig.from_values({**space.from_unit(point), "max_epochs": 100}) for point in points]
-        found.append((f"{shape} mixed, 32 lanes", shape, drawn))
+        found.append((f"{shape} mixed, {mixed} lanes", shape, drawn))
     return found
 
 
@@ -394,39 +427,46 @@ def main() -> None:
     parser.add_argument("-f", "--format", choices=["table", "json"], default="table")
     parser.add_argument("--case", action="append", help="only cases whose name contains this; may be repeated")
     parser.add_argument("--quick", action="store_true", help="fewer cases, one round")
+    parser.add_argument("--device", type=torch.device, default=HOST, help="cpu, or a CUDA device")
     arguments = parser.parse_args()
-    peak = matmul_peak()
+    device: torch.device = arguments.device
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here")
+    gpu = device.type == "cuda"
+    peak = matmul_peak(device)
     table = arguments.format == "table"
     if table:
-        print(f"matmul peak, one thread: {peak / 1e9:.0f} GFLOP/s; what plans of packs are made from:")
-        print("\n".join(f"  {line}" for line in describe(measured_cpu())))
+        where = torch.cuda.get_device_name(device) if gpu else "one thread"
+        print(f"matmul peak, {where}: {peak / 1e9:.0f} GFLOP/s; what plans of packs are made from:")
+        print("\n".join(f"  {line}" for line in describe(machine_of(device))))
         titles = f"{'case':32} {'fused':>9} {'tight':>9} {'loader':>9}   {'x tight':>8} {'x loader':>9} {'of peak':>8}"
         print(f"{titles} {'target':>8}")
     rows = []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        for case, shape, configs in cases(arguments.quick):
+        for case, shape, configs in cases(arguments.quick, *((GPU_LANES, GPU_LANES) if gpu else ())):
             if arguments.case and not any(part in case for part in arguments.case):
                 continue
             rounds = [
-                {c: measure(pool, c, shape, configs, SECONDS) for c in ("fused", "tight", "loader")}
+                {c: measure(pool, c, shape, configs, SECONDS, device) for c in ("fused", "tight", "loader")}
                 for _ in range(1 if arguments.quick else 3)
             ]
             speed = {c: statistics.median(r[c] for r in rounds) for c in rounds[0]}
             work = statistics.mean(flops(config, shape) for config in configs)
-            ratio, target = statistics.median(r["fused"] / r["tight"] for r in rounds), target_of(configs)
+            ratio, target = statistics.median(r["fused"] / r["tight"] for r in rounds), target_of(configs, device)
             missed = ratio < target
-            least = pool.submit(floor, shape, configs, peak).result() if missed else None
+            explained = missed and not gpu
+            least = pool.submit(floor, shape, configs, peak).result() if explained else None
             row = Row(
                 case=case,
                 **speed,
                 ratio_tight=ratio,
                 target=target,
-                profile=pool.submit(profile, shape, configs, peak).result() if missed else [],
+                profile=pool.submit(profile, shape, configs, peak).result() if explained else [],
                 floor=least,
                 ratio_most=ratio / least.share if least else None,
                 ratio_at_peak=ratio / least.share_at_peak if least else None,
                 ratio_loader=statistics.median(r["fused"] / r["loader"] for r in rounds),
-                matmul_share=speed["fused"] * work / (2 * peak),
+                matmul_share=speed["fused"] * work / (peak if gpu else 2 * peak),
             )
             rows.append(row)
             if table:
