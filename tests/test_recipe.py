@@ -221,6 +221,9 @@ def test_a_file_of_the_same_name_in_another_folder_is_another_study(
         for same in (Path("../a/t.csv"), tmp_path / "link" / "t.csv", tmp_path / "a" / "t.csv"):
             found, root = study_of_table(manager, same, "y")
             assert (found, create_study(manager, found, root)) == (spec, False)
+        with monkeypatch.context() as patch:  # where workers find their copy
+            patch.setenv("TUNER_DATA_ROOT", str(tmp_path / "b"))
+            assert study_of_table(manager, tmp_path / "a" / "t.csv", "y")[0] == spec
 
         (tmp_path / "a").rename(tmp_path / "moved")
         with pytest.raises(DataError, match="changed since it was created"):

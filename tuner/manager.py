@@ -207,8 +207,11 @@ class StudyManager:
         """The folder that a relative data source is relative to: ``TUNER_DATA_ROOT`` where this machine keeps its data
         elsewhere, else the study file's folder on the machine that created or last ran it.
         """
-        stored = self._study(name).data_root
-        return Path(os.environ.get("TUNER_DATA_ROOT") or stored)
+        return Path(os.environ.get("TUNER_DATA_ROOT") or self.created_in(name))
+
+    def created_in(self, name: str) -> Path:
+        """The study file's folder on the machine that created or last ran it."""
+        return Path(self._study(name).data_root)
 
     def digests(self, name: str) -> Digests:
         """The hashes of spec, data and split."""

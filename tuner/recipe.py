@@ -141,8 +141,9 @@ def study_of_table(
     name = name or name_of(source)
     if name in manager.names():
         stored = manager.spec(name)
-        there = (manager.data_root(name) / stored.data.source).resolve()
-        elsewhere = stored.data.source == path.name and there.exists() and there != path.resolve()
+        roots = (manager.data_root(name), manager.created_in(name))  # they differ where TUNER_DATA_ROOT is set
+        there, created = ((folder / stored.data.source).resolve() for folder in roots)
+        elsewhere = stored.data.source == path.name and there.exists() and path.resolve() not in (there, created)
         asked = {
             "data.source": (there, path.resolve()) if elsewhere else (stored.data.source, source),
             "data.target": (stored.data.target, target),
@@ -256,7 +257,7 @@ class _Settings:
         data += [
             f"scaling = {{ choices = [{scalings}] }}   # far values clipped; as they are; in bins; or quantile",
             "# split = { train = 0.6, val = 0.2, test = 0.2 }   # the default at this size",
-            "# split = { folds = 5, test = 0.2 }   # if the metric hangs on few rows: each of the others validates once",
+            "# split = { folds = 5, test = 0.2 }   # if the metric hangs on few rows: every other row validates once",
             *(f"# split = {{ time = {quoted(time)} }}   # if it is to predict what comes later" for time in self.times),
             '# split = { group = "…" }   # if rows of one customer, patient, … must not be on both sides',
         ]

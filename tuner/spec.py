@@ -308,8 +308,8 @@ class CorruptSection(_Section):
 class DataSection(_Section):
     """``[data]``: where the rows come from. A relative path is relative to the study file's folder.
 
-    ``drop`` names columns that are not features; ``categorical`` names columns whose numbers are only names (in a CSV
-    they keep their leading zeros).
+    ``drop`` names columns that are not features; ``categorical`` names columns whose numbers are only names (007 is
+    not 7 where a CSV's train rows have zeros in front).
     """
 
     source: str = Field(min_length=1)

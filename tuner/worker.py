@@ -114,7 +114,8 @@ class _Worker:
         self.memory = memory_budget(data.device)  # bytes that a model trained alone may take
         self.budget = self.memory  # and that a pack may take: less once that proved too much
         self._paused: dict[int, LaneState] = {}  # lanes that wait for their rung's decision, still in memory
-        self._room = int(_ROOM * memory_budget(torch.device("cpu")))  # bytes for them
+        sharing = torch.cuda.device_count() if data.device.type == "cuda" else None  # workers of this machine
+        self._room = int(_ROOM * memory_budget(torch.device("cpu"), sharing))  # bytes for them
         self._lanes = 0
         self._epochs_per_s = 0.0
         self._deadline = math.inf  # by time.monotonic: when the study's time budget is over

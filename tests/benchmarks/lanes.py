@@ -33,6 +33,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from copy import copy
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from multiprocessing import get_context
 
 import torch
@@ -65,6 +66,7 @@ DIGITS_SPACE = {
 TARGETS = {32: 8.0, 64: 5.0, 128: 3.5, 256: 2.0, 512: 1.3}
 MIXED_TARGET = 2.5
 GPU_LANES = 256
+BASELINE_TRIALS = 32  # of those that a GPU trains at once, which a baseline takes in turn: the first of them
 GPU_TARGET, GPU_WIDTH = 200.0, 128  # up to that width, and of uniform packs
 HOST = torch.device("cpu")
 
@@ -153,10 +155,12 @@ def fused(configs: Sequence[TrialConfig], data: DeviceData, threads: int) -> Cal
     """One call trains every configuration for one epoch; returns the epochs trained."""
     torch.set_num_threads(threads)
     packs = packs_of(configs, data)
+    epochs = cycle(range(1, configs[0].max_epochs + 1))
 
     def epoch() -> int:
+        now = next(epochs)
         for pack in packs:
-            pack.train_epoch([1] * len(pack.lanes))
+            pack.train_epoch([now] * len(pack.lanes))
         return len(configs)
 
     return epoch
@@ -184,7 +188,8 @@ def alone(configs: Sequence[TrialConfig], data: DeviceData, threads: int, *, loa
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, **options
         )
-        batches = DataLoader(TensorDataset(data.x_train, data.y_train), batch_size=config.batch_size, shuffle=True)
+        rows = TensorDataset(data.x_train.cpu(), data.y_train.cpu())
+        batches = DataLoader(rows, batch_size=config.batch_size, shuffle=True)
         trials.append((config, model, optimizer, batches))
     turn = iter(range(10**9))
 
@@ -194,7 +199,7 @@ def alone(configs: Sequence[TrialConfig], data: DeviceData, threads: int, *, loa
         if loader:
             for x, y in batches:
                 optimizer.zero_grad()
-                loss(model(x), y).backward()
+                loss(model(x.to(data.device)), y.to(data.device)).backward()
                 optimizer.step()
             return 1
         order = torch.randperm(len(data.x_train), device=data.device)
@@ -246,10 +251,10 @@ def measure(
     is one process, and a baseline the best of one, two, and the CPU.
     """
     if device.type == "cuda":
-        one = pool.submit(run, contestant, shape, configs, 1, seconds, device).result()
         if contestant == "fused":
-            return one
-        few = configs if len(set(configs)) > 1 else configs[: CPU.max_lanes]  # a process has memory for all its models
+            return pool.submit(run, contestant, shape, configs, 1, seconds, device).result()
+        few = configs[:BASELINE_TRIALS]
+        one = pool.submit(run, contestant, shape, few, 1, seconds, device).result()
         two = [pool.submit(run, contestant, shape, few, 1, seconds, device) for _ in range(2)]
         return max(one, sum(each.result() for each in two), measure(pool, contestant, shape, few, seconds))
     halves = [pool.submit(run, contestant, shape, configs, 1, seconds) for _ in range(2)]
@@ -430,6 +435,8 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=HOST, help="cpu, or a CUDA device")
     arguments = parser.parse_args()
     device: torch.device = arguments.device
+    if device.type not in ("cpu", "cuda"):
+        parser.error(f"--device {device}: measured are cpu and cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here")
     gpu = device.type == "cuda"

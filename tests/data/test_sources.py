@@ -147,6 +147,14 @@ def test_parquet_types(tmp_path: Path) -> None:
     np.testing.assert_array_equal(table.target, [1, 0, 1])
 
 
+@pytest.mark.parametrize("note", ["no JSON", "[]", '{"columns": ["a"]}', '{"columns": [{}]}'])
+def test_a_note_that_pandas_does_not_write_changes_nothing(note: str, tmp_path: Path) -> None:
+    frame = pl.DataFrame({"a": [1, 2, 3, 4] * 5, "y": ["b", "c"] * 10})
+    frame.write_parquet(tmp_path / "t.parquet", metadata={"pandas": note})
+    table = load_table(DataSection(source="t.parquet", target="y"), "classification", tmp_path)
+    assert table.frame["a"].dtype == pl.Int64
+
+
 def test_numbers_that_pandas_called_categories(tmp_path: Path) -> None:
     """As pandas writes them: plain numbers, and a note beside them."""
     frame = pl.DataFrame({"a": [1, 2, None], "b": [1, 2, 3], "y": [0, 1, 0]})

@@ -49,8 +49,8 @@ def leave_on_signal(
             os.write(2, f"{notice}\n".encode())
 
     answering = threading.Thread(target=answer, name="signals", daemon=True)
-    answering.start()
     before = {number: signal.signal(number, handle) for number in SIGNALS}
+    answering.start()
     try:
         yield stop
     finally:

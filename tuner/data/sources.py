@@ -199,10 +199,13 @@ def _from_pandas(column: Any, name: str) -> pl.Series:
 def _read_parquet(path: Path) -> pl.DataFrame:
     """A Parquet file; what pandas called a category in it is Categorical. Raises polars' errors."""
     frame = pl.read_parquet(path, glob=False)
-    of_pandas = json.loads(pl.read_parquet_metadata(path).get("pandas", "{}")).get("columns", ())
-    declared = [column["name"] for column in of_pandas if column["pandas_type"] == "categorical"]
+    try:
+        of_pandas = json.loads(pl.read_parquet_metadata(path).get("pandas", "{}")).get("columns", ())
+        declared = {column.get("name") for column in of_pandas if column.get("pandas_type") == "categorical"}
+    except (ValueError, AttributeError):  # not what pandas writes: the columns are what Parquet says
+        declared = set()
     # Those of text come as Categorical already, those of numbers as numbers.
-    plain = [name for name in declared if name in frame.columns and frame[name].dtype != pl.Categorical]
+    plain = [name for name in frame.columns if name in declared and frame[name].dtype != pl.Categorical]
     return frame.with_columns(as_category(frame[name]) for name in plain)
 
 

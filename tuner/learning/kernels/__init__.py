@@ -44,10 +44,12 @@ def _compiles(device: torch.device) -> bool:
         from tuner.learning.kernels.cuda import CudaKernels
 
         CudaKernels(device).hidden_infer("relu", z, torch.ones(1, 1, device=device), Lanes(whole, real, class_weights))
-        return float(z) == 2
+        if float(z) == 2:
+            return True
+        reason = "it computes wrongly"
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # no compiler, a card that is too old, a driver of another version: errors of all kinds
-        reason = str(error).partition("\n")[0]
-        _log.warning("Triton does not work here, torch's own operations train instead, which is slower: %s", reason)
-        return False
+        reason = str(error).partition("\n")[0] or type(error).__name__
+    _log.warning("Triton does not work here, torch's own operations train instead, which is slower: %s", reason)
+    return False
