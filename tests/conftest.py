@@ -26,6 +26,11 @@ for name in ("TUNER_STORAGE", "OPTUNA_STORAGE", "TUNER_ARTIFACTS", "TUNER_DATA_R
     os.environ.pop(name, None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: the process that began it last would work alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 @pytest.fixture(autouse=True)
 def _torch_as_it_starts() -> None:
     """One thread, since test processes share few cores; and denormal numbers, which a worker in an earlier test may

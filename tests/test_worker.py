@@ -191,7 +191,7 @@ def test_out_of_memory_halves_the_pack_and_goes_on(
 def test_a_model_that_fits_no_memory_fails_with_the_reason(
     manager: StudyManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "memory_budget", lambda _: 1000)
+    monkeypatch.setattr(worker_module, "memory_budget", lambda *_: 1000)
     trials = run(manager, study(search={"trials": 2}))
     assert {t.state for t in trials} == {"failed"}
     assert all("needs" in (t.reason or "") and "MiB even alone" in (t.reason or "") for t in trials)
