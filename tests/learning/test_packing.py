@@ -191,6 +191,7 @@ MEMORY: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "tanh after layer norm": (ROWS, {"activation": "tanh", "norm": "layer", **LARGE_LAYER}),
     "bf16": ({}, {"precision": "bf16"}),
     "in chunks": ({"n": 20000, "budget": 0}, {"width": 256, "depth": 1}),
+    "many steps": ({"n": 160000, "features": 4}, {"width": 8, "depth": 1, "batch_size": 4}),
 }
 
 

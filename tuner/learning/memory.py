@@ -68,9 +68,12 @@ def pack_bytes(
     if first.precision == "bf16":  # the largest product's factors and result, rounded
         activations += 2 * (K * max(D, H) * H + 2 * K * B * max(D, H))
     S = micro_steps_of(configs, rows)
-    # On a CPU the tables of numbers are drawn up in float64, lane by lane, then brought into the micro-steps' order.
-    number = 2 * BYTES_OF_DOUBLE if device.type == "cpu" else item
-    tables = S * K * (len(Whole) * BYTES_OF_INTEGER + len(Real) * number)
+    tables = S * K * (len(Whole) * BYTES_OF_INTEGER + len(Real) * item)
+    if device.type == "cpu":
+        # The plan keeps weights of rows and ends of batches, and draws up its numbers in float64, lane by lane, before
+        # it brings them into the micro-steps' order.
+        drawn_up = BYTES_OF_INTEGER + BYTES_OF_DOUBLE + len(Real) * (2 * BYTES_OF_DOUBLE - item)
+        tables += S * K * drawn_up
     if streamed:
         tables += 2 * min(chunk_steps(K, B, D, item), S) * K * B * D * item
     at_once = min(evaluation_rows(device, K, H), rows_evaluated)
