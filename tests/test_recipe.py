@@ -70,13 +70,13 @@ def test_the_target_tells_the_task(values: list[Any], metric: str, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("rows", "widest", "batch_sizes"),
-    [(120, 64, [32]), (4_000, 256, [32, 64, 128, 256]), (50_000, 512, [256, 512])],
+    [(120, 128, [32]), (4_000, 512, [32, 64, 128, 256]), (50_000, 512, [256, 512])],
 )
 def test_the_ranges_follow_the_number_of_rows(rows: int, widest: int, batch_sizes: list[int], tmp_path: Path) -> None:
     pl.DataFrame({"a": np.arange(rows) % 97, "y": np.arange(rows) % 2}).write_parquet(tmp_path / "t.parquet")
     space = write_recipe("t.parquet", "y", root=tmp_path).content["space"]
     assert space["batch_size"] == {"choices": batch_sizes}
-    assert space["width"] == {"low": widest // 4, "high": widest, "log": True}
+    assert space["width"] == {"low": widest // 8, "high": widest, "log": True}
 
 
 def test_where_a_factor_counts_the_scale_is_logarithmic(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_hints_for_dates_and_uneven_classes(tmp_path: Path) -> None:
     assert "'no' in 8.3% of the rows: consider balanced_accuracy" in text
 
 
-@pytest.mark.parametrize(("speed", "epochs"), [(0.01, 9), (20.0, 27), (1e6, 81)])
+@pytest.mark.parametrize(("speed", "epochs"), [(0.01, 9), (9.5, 18), (20.0, 27), (1e6, 81)])
 def test_trials_are_as_long_as_the_time_allows(
     speed: float, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,8 +112,21 @@ def test_trials_are_as_long_as_the_time_allows(
     monkeypatch.setattr(recipe, "epochs_a_second", lambda *_, **__: speed)
     spec = write_recipe("t.csv", "y", root=tmp_path, minutes=1, workers=1).spec
     assert spec.training.max_epochs == epochs
+    assert spec.search.min_epochs == epochs // 9
     assert spec.search.minutes == 1
     assert spec.search.trials is None
+
+
+@pytest.mark.parametrize(("asked", "first"), [(1, 1), (20, 2), (90, 10)])
+def test_trials_of_a_length_that_is_asked_for_are_judged_at_a_ninth_of_it(
+    asked: int, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nothing is measured."""
+    write_table(tmp_path / "t.csv")
+    monkeypatch.delattr(recipe, "epochs_a_second")
+    with StudyManager(f"sqlite:///{tmp_path}/t.db") as manager:
+        spec, _ = study_of_table(manager, tmp_path / "t.csv", "y", minutes=1.0, max_epochs=asked)
+    assert (spec.training.max_epochs, spec.search.min_epochs) == (asked, first)
 
 
 def test_the_speed_is_measured(tmp_path: Path) -> None:

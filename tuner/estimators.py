@@ -124,6 +124,7 @@ class _TunedMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
             name=_NAME,
             metric=metric,
             minutes=minutes,
+            max_epochs=self.max_epochs,
             workers=self.workers,
             device=self.device,
             seed=seed,
@@ -133,7 +134,7 @@ class _TunedMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         split = {"train": 1 - VALIDATION_SHARE, "val": VALIDATION_SHARE, "test": 0.0}
         content["data"]["split"] = split if stratify is None else {**split, "stratify": stratify}
         content["final"] = {"seeds": 1, "fit_on": "train+val"}
-        return parse_spec(content, trials=trials, max_epochs=self.max_epochs)
+        return parse_spec(content, trials=trials)
 
     def _search(self, manager: StudyManager, storage: str) -> None:
         if self.workers == 1:

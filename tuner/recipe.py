@@ -36,9 +36,11 @@ from tuner.words import count
 
 MOST_CLASSES = 50  # different whole numbers that still look like classes
 ROWS_A_CLASS = 10  # and rows that each needs on average
-FULL_TRIALS = 40  # trials of full length that the time should allow, or trials are made shorter
+FULL_TRIALS = 30  # times a trial's full length that the search's time should be, or trials are made shorter
 MINUTES = 5.0  # for a search that nobody gave a time
-EPOCHS = (9, 27, 81)  # powers of Hyperband's η, so that its rungs are whole
+EPOCHS = (9, 18, 27, 54, 81)  # of whole rungs
+RUNGS = 9  # a trial is first judged after a ninth of its epochs: what is seen earlier says nothing of how it will end
+WIDEST = 512
 MEASURED_LANES = 8  # trials that are trained for a moment to see how fast this machine is
 MEASURED_S = 3.0  # and for how long; three times that with what comes before and what is left out
 ENCODED_ROWS = 10_000  # train rows from which on numbers in bins help; fewer are overfitted (measured on eleven tables)
@@ -72,6 +74,7 @@ def write_recipe(
     name: str | None = None,
     metric: Metric | None = None,
     minutes: float | None = None,
+    max_epochs: int | None = None,
     workers: int = 1,
     device: str = "auto",
     seed: int = 0,
@@ -80,9 +83,9 @@ def write_recipe(
     """Look at a table and write a study file for it.
 
     source, target: as in a study file; a relative source starts at ``root``. metric: left out, error for a target that
-    looks like classes and rmse for one that does not. minutes: the time for the search; this machine is measured for a
-    few seconds to see how long trials may be, with ``workers`` at work. drop: leave out columns that look like
-    identifiers. Raises DataError.
+    looks like classes and rmse for one that does not. minutes: the time for the search; unless ``max_epochs`` says how
+    long trials are, this machine is measured for a few seconds to see how long they may be, with ``workers`` at work.
+    drop: leave out columns that look like identifiers. Raises DataError.
     """
     task, table = _read(source, target, root, metric)
     metric = metric or ("error" if task == "classification" else "rmse")
@@ -102,13 +105,13 @@ def write_recipe(
         classes=_class_comment(table),
         rows=n,
         columns=len(schema.columns),
-        width=min(512, max(64, 2 ** round(np.log2(4 * np.sqrt(n))))),
+        width=min(WIDEST, max(128, 2 ** round(np.log2(8 * np.sqrt(n))))),
         batch_sizes=[size for size in (32, 64, 128, 256, 512) if n // 200 <= size <= max(n // 8, 32)] or [256, 512],
         minutes=minutes,
-        epochs=EPOCHS[-1],
+        epochs=EPOCHS[-1] if max_epochs is None else max_epochs,
     )
     draft = Recipe(text=settings.text(), root=root)
-    if minutes is None:
+    if minutes is None or max_epochs is not None:
         return draft
     speed = workers * epochs_a_second(draft.spec, root, device=device)
     affordable = 60 * minutes * speed / FULL_TRIALS
@@ -166,11 +169,12 @@ def study_of_table(
         name=name,
         metric=metric,
         minutes=minutes,
+        max_epochs=max_epochs,
         workers=workers,
         device=device,
         seed=seed or 0,
     )
-    return parse_spec(recipe.content, trials=trials, max_epochs=max_epochs), root
+    return parse_spec(recipe.content, trials=trials), root
 
 
 def epochs_a_second(spec: StudySpec, root: Path, *, device: str = "auto") -> float:
@@ -268,7 +272,8 @@ class _Settings:
         if self.minutes is None:
             search.append("trials  = 200           # in total, whatever the number of workers; or: minutes = 10")
         else:
-            search += [f"minutes = {self.minutes:g}   # for the search, all workers together", "min_epochs = 3"]
+            search.append(f"minutes = {self.minutes:g}   # for the search, all workers together")
+        search.append(f"min_epochs = {max(1, self.epochs // RUNGS)}   # what is seen earlier says little")
         smoothing = "\nlabel_smoothing = { choices = [0.0, 0.05, 0.1] }" if self._smooths else ""
         return "\n".join(
             [
@@ -284,7 +289,7 @@ class _Settings:
                 *data,
                 "",
                 "[model]",
-                'activation = { choices = ["gelu", "silu", "relu"] }',
+                'activation = { choices = ["gelu", "silu"] }   # better than relu on most of a dozen tables',
                 "",
                 "[training]",
                 'optimizer  = "adamw"',
@@ -300,8 +305,8 @@ class _Settings:
                 f"batch_size    = {{ choices = {self.batch_sizes} }}",
                 "weight_decay  = { low = 1e-4, high = 1.0, log = true }",
                 "dropout       = { low = 0.0, high = 0.5 }",
-                f"width         = {{ low = {self.width // 4}, high = {self.width}, log = true }}",
-                "depth         = { low = 1, high = 4 }",
+                f"width         = {{ low = {self.width // 8}, high = {self.width}, log = true }}",
+                "depth         = { low = 1, high = 3 }",
                 "",
                 "[final]",
                 "seeds  = 5   # the winner is trained anew this often, then the test set is opened once",
