@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from tests.data.studies import study as study_on
 from tests.storage.test_budget import spend
 from tuner import evaluation as evaluation_module
+from tuner import refits as refits_module
 from tuner.data.dataset import load_final_data, load_training_data
 from tuner.data.sealed import open_test
 from tuner.errors import BadInputError, NothingCompletedError
@@ -409,6 +410,7 @@ def test_several_processes_refit_what_one_does(manager: StudyManager, monkeypatc
     spec, best, ranked = manager.spec("tiny"), winner(manager, "tiny"), candidates(manager, "tiny")
     data = load_training_data(spec, Path())
     monkeypatch.setattr(crew, "WORTH_S", 1e-9)
+    monkeypatch.setattr(refits_module, "ENSEMBLE_SIZE", 24)  # members of both activations, which are two packs
     asked, scores = Mock(wraps=crew._by_processes), []
     monkeypatch.setattr(crew, "_by_processes", asked)
     for processes in (1, 2):

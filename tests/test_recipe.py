@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.test_dataset import mixed_rows
 from tuner import recipe
-from tuner.data import Schema, load_training_data
+from tuner.data import Schema, load_training_data, split_rows
 from tuner.errors import DataError, SpecMismatchError
 from tuner.learning.lanes import Pack
 from tuner.manager import StudyManager
@@ -46,8 +46,44 @@ def test_numbers_go_in_bins_where_there_are_rows_for_it_and_memory(
     write_table(tmp_path / "t.csv")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "_encodes", lambda *_: encodes)
-        choices = write_recipe("t.csv", "y", root=tmp_path).content["data"]["scaling"]["choices"]
-    assert ("piecewise" in choices) == encodes
+        scaling = write_recipe("t.csv", "y", root=tmp_path).content["data"]["scaling"]
+    assert scaling == ({"choices": ["robust", "piecewise"]} if encodes else "robust")
+
+
+@pytest.mark.parametrize(
+    ("far", "others", "identifier", "standard"),
+    [
+        (40.0, 1.0, False, False),
+        (6.0, 1.0, False, False),  # 36 / (299 + 36) of the column's squares
+        (5.5, 1.0, False, True),  # 30 / (299 + 30)
+        (1e300, 1.0, False, False),
+        (1e300, 1e300, False, True),
+        (40.0, 1.0, True, True),
+    ],
+)
+def test_numbers_of_which_one_is_far_off_are_clipped(
+    far: float, others: float, identifier: bool, standard: bool, tmp_path: Path
+) -> None:
+    """The far row is one of the train rows, and there are 300 of them."""
+    rows = 500
+    train = split_rows(np.arange(rows) % 2, "classification", None, 0).train
+    values = np.where(np.arange(rows) % 4 < 2, others, -others)
+    values[train[0]] = far
+    column = "row_id" if identifier else "a\n"
+    frame = pl.DataFrame({column: np.arange(rows) * far if identifier else values, "b": np.arange(rows) % 7})
+    frame.with_columns(y=pl.Series(np.arange(rows) % 2)).write_parquet(tmp_path / "t.parquet")
+    written = write_recipe("t.parquet", "y", root=tmp_path)
+    assert written.content["data"]["scaling"] == ({"choices": ["robust", "standard"]} if standard else "robust")
+    assert ('of the variance of "a\\n"' in written.text) == (not standard)
+
+
+def test_a_far_row_that_is_not_trained_on_is_not_looked_at(tmp_path: Path) -> None:
+    values = np.where(np.arange(500) % 4 < 2, 1.0, -1.0)
+    held_out = split_rows(np.arange(500) % 2, "classification", None, 0)
+    values[held_out.val] = values[held_out.test] = 1e9
+    pl.DataFrame({"a": values, "y": np.arange(500) % 2}).write_parquet(tmp_path / "t.parquet")
+    scaling = write_recipe("t.parquet", "y", root=tmp_path).content["data"]["scaling"]
+    assert scaling == {"choices": ["robust", "standard"]}
 
 
 @pytest.mark.parametrize(

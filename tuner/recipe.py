@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import polars as pl
 import torch
 
 from tuner.data import Schema, Split, Table, load_table, load_training_data, split_rows
+from tuner.data.columns import read_as
 from tuner.data.preprocessing import bins_of
 from tuner.errors import DataError, SpecMismatchError
 from tuner.learning.device import DeviceData, resolve_device
@@ -46,6 +49,7 @@ MEASURED_S = 3.0  # and for how long; three times that with what comes before an
 ENCODED_ROWS = 10_000  # train rows from which on numbers in bins help; fewer are overfitted (measured on eleven tables)
 MOST_ENCODED = 100_000_000  # numbers that they may make in all: 400 MB for each worker
 SCALINGS = 3  # that a study with bins has, each with its rows
+LEVERAGE = 0.1  # share of a column's variance in one train row from which on it is not only standardised
 UNEVEN = 0.2  # share of the rarest class below which an error rate says little
 
 
@@ -102,6 +106,7 @@ def write_recipe(
         drop=list(schema.identifiers) if drop and len(schema.identifiers) < len(schema.columns) else [],
         times=schema.of_kind("date"),
         encodes=_encodes(schema, n, len(table.frame)),
+        leverage=_leverage(schema, table.frame, split.train),
         classes=_class_comment(table),
         rows=n,
         columns=len(schema.columns),
@@ -242,6 +247,7 @@ class _Settings:
     drop: list[str]
     times: list[str]
     encodes: bool
+    leverage: tuple[float, str]
     classes: str
     rows: int
     columns: int
@@ -257,9 +263,8 @@ class _Settings:
             data.append(f"target  = {quoted(self.target)}{self.classes}")
         if self.drop:
             data.append(f"drop    = [{', '.join(map(quoted, self.drop))}]   # they seem to name rows only")
-        scalings = '"robust", "standard", "piecewise"' if self.encodes else '"robust", "standard"'
         data += [
-            f"scaling = {{ choices = [{scalings}] }}   # far values clipped; as they are; in bins; or quantile",
+            self._scaling,
             "# split = { train = 0.6, val = 0.2, test = 0.2 }   # the default at this size",
             "# split = { folds = 5, test = 0.2 }   # if the metric hangs on few rows: every other row validates once",
             *(f"# split = {{ time = {quoted(time)} }}   # if it is to predict what comes later" for time in self.times),
@@ -316,6 +321,24 @@ class _Settings:
         )
 
     @property
+    def _scaling(self) -> str:
+        """Not standardised alone where one row lies so far away that a network, which goes on as a straight line beyond
+        the rows it knows, can be wrong by any amount on the next such row; validation shows that by chance only.
+        """
+        share, column = self.leverage
+        far = share >= LEVERAGE
+        names = ["robust", *([] if far else ["standard"]), *(["piecewise"] if self.encodes else [])]
+        means = {"robust": "far values clipped", "standard": "as they are", "piecewise": "in bins"}
+        comment = "; ".join(means[name] for name in names)
+        if far:
+            comment += f", for one row has {share:.0%} of the variance of {_quoted(column)}; or standard, quantile"
+        else:
+            comment += "; or quantile"
+        choices = ", ".join(map(_quoted, names))
+        value = f"{{ choices = [{choices}] }}" if len(names) > 1 else choices
+        return f"scaling = {value}   # {comment}"
+
+    @property
     def _smooths(self) -> bool:
         """Label smoothing helps an error rate; it spoils probabilities, which other metrics are about."""
         return self.task == "classification" and not METRICS[self.metric].probabilities
@@ -329,6 +352,22 @@ def _encodes(schema: Schema, train: int, rows: int) -> bool:
     """Whether there are numbers to encode in bins, enough train rows to learn from that, and memory for all rows."""
     numeric = len([column for column in schema.columns if column.kind in ("numeric", "date")])
     return numeric > 0 and train >= ENCODED_ROWS and SCALINGS * rows * numeric * bins_of(numeric) <= MOST_ENCODED
+
+
+def _leverage(schema: Schema, frame: pl.DataFrame, train: npt.NDArray[np.int64]) -> tuple[float, str]:
+    """The largest share that one train row has of a column's sum of squared deviations, and that column.
+
+    With 1/n more it is the row's leverage in a regression on that column alone. Columns of numbers only, without
+    identifiers; 0 where there are none.
+    """
+    shares = [(0.0, "")]
+    for column in schema.columns:
+        if column.kind == "numeric" and column.name not in schema.identifiers:
+            values = read_as(frame[column.name][train], column.kind, column.values).drop_nulls()
+            far = (values - values.mean()).abs()
+            relative = far / far.max()  # their squares may be no numbers, relative ones are
+            shares.append((1 / float(relative.pow(2).sum()), column.name))
+    return max(share for share in shares if np.isfinite(share[0]))
 
 
 def _quoted(text: str) -> str:

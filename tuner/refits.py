@@ -27,8 +27,8 @@ from tuner.spec import METRICS, StudySpec
 from tuner.trial import Scaling, Task, TrialConfig, Value
 
 REFIT = 1  # the second part of a refit's key path; a trial's key has one part, so no refit repeats a trial's stream
-CANDIDATES = 32  # best trials that an ensemble may be made of
-ENSEMBLE_SIZE = 24  # members at most, those that are in it more than once counted as often
+CANDIDATES = 16  # best trials that an ensemble may be made of; more gained nothing on a dozen tables
+ENSEMBLE_SIZE = 12  # members at most, those that are in it more than once counted as often
 VOTES = 50_000_000  # candidates times validation rows times outputs at most; more rows, fewer candidates
 FEWEST_CANDIDATES = 4
 TIE_BREAK = 1e-6  # of the log-loss, against an error that is a whole number of rows
