@@ -51,30 +51,38 @@ def test_numbers_go_in_bins_where_there_are_rows_for_it_and_memory(
 
 
 @pytest.mark.parametrize(
-    ("far", "others", "identifier", "standard"),
+    ("far", "others", "standard"),
     [
-        (40.0, 1.0, False, False),
-        (6.0, 1.0, False, False),  # 36 / (299 + 36) of the column's squares
-        (5.5, 1.0, False, True),  # 30 / (299 + 30)
-        (1e300, 1.0, False, False),
-        (1e300, 1e300, False, True),
-        (40.0, 1.0, True, True),
+        (40.0, 1.0, False),
+        (6.0, 1.0, False),  # 36 / (299 + 36) of the column's squares
+        (5.5, 1.0, True),  # 30 / (299 + 30)
+        (1e300, 1.0, False),
+        (1e300, 1e300, True),
     ],
 )
-def test_numbers_of_which_one_is_far_off_are_clipped(
-    far: float, others: float, identifier: bool, standard: bool, tmp_path: Path
-) -> None:
+def test_numbers_of_which_one_is_far_off_are_clipped(far: float, others: float, standard: bool, tmp_path: Path) -> None:
     """The far row is one of the train rows, and there are 300 of them."""
     rows = 500
     train = split_rows(np.arange(rows) % 2, "classification", None, 0).train
     values = np.where(np.arange(rows) % 4 < 2, others, -others)
     values[train[0]] = far
-    column = "row_id" if identifier else "a\n"
-    frame = pl.DataFrame({column: np.arange(rows) * far if identifier else values, "b": np.arange(rows) % 7})
-    frame.with_columns(y=pl.Series(np.arange(rows) % 2)).write_parquet(tmp_path / "t.parquet")
+    frame = pl.DataFrame({"a\n": values, "b": np.arange(rows) % 7, "y": np.arange(rows) % 2})
+    frame.write_parquet(tmp_path / "t.parquet")
     written = write_recipe("t.parquet", "y", root=tmp_path)
     assert written.content["data"]["scaling"] == ({"choices": ["robust", "standard"]} if standard else "robust")
     assert ('of the variance of "a\\n"' in written.text) == (not standard)
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_a_far_number_in_a_column_that_is_left_out_clips_nothing(drop: bool, tmp_path: Path) -> None:
+    train = split_rows(np.arange(500) % 2, "classification", None, 0).train
+    identifiers = np.arange(500)
+    identifiers[train[0]] = 1_000_000
+    frame = pl.DataFrame({"row_id": identifiers, "b": np.arange(500) % 7, "y": np.arange(500) % 2})
+    frame.write_parquet(tmp_path / "t.parquet")
+    data = write_recipe("t.parquet", "y", root=tmp_path, drop=drop).content["data"]
+    assert data.get("drop", []) == (["row_id"] if drop else [])
+    assert data["scaling"] == ({"choices": ["robust", "standard"]} if drop else "robust")
 
 
 def test_a_far_row_that_is_not_trained_on_is_not_looked_at(tmp_path: Path) -> None:

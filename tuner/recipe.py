@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 
@@ -42,7 +41,7 @@ ROWS_A_CLASS = 10  # and rows that each needs on average
 FULL_TRIALS = 30  # times a trial's full length that the search's time should be, or trials are made shorter
 MINUTES = 5.0  # for a search that nobody gave a time
 EPOCHS = (9, 18, 27, 54, 81)  # of whole rungs
-RUNGS = 9  # a trial is first judged after a ninth of its epochs: what is seen earlier says nothing of how it will end
+FIRST_RUNG = 9  # a trial is first judged after a ninth of its epochs: what is seen earlier hardly tells how it will end
 WIDEST = 512
 MEASURED_LANES = 8  # trials that are trained for a moment to see how fast this machine is
 MEASURED_S = 3.0  # and for how long; three times that with what comes before and what is left out
@@ -96,6 +95,7 @@ def write_recipe(
     split = _default_split(table, task, seed)
     schema = Schema.infer(table.frame, split.train)
     n = len(split.train)
+    dropped = list(schema.identifiers) if drop and len(schema.identifiers) < len(schema.columns) else []
     settings = _Settings(
         name=name or name_of(source),
         metric=metric,
@@ -103,10 +103,10 @@ def write_recipe(
         seed=seed,
         source=source,
         target=target,
-        drop=list(schema.identifiers) if drop and len(schema.identifiers) < len(schema.columns) else [],
+        drop=dropped,
         times=schema.of_kind("date"),
         encodes=_encodes(schema, n, len(table.frame)),
-        leverage=_leverage(schema, table.frame, split.train),
+        leverage=_leverage(schema, table.frame, split, dropped),
         classes=_class_comment(table),
         rows=n,
         columns=len(schema.columns),
@@ -278,7 +278,7 @@ class _Settings:
             search.append("trials  = 200           # in total, whatever the number of workers; or: minutes = 10")
         else:
             search.append(f"minutes = {self.minutes:g}   # for the search, all workers together")
-        search.append(f"min_epochs = {max(1, self.epochs // RUNGS)}   # what is seen earlier says little")
+        search.append(f"min_epochs = {max(1, self.epochs // FIRST_RUNG)}   # what is seen earlier says little")
         smoothing = "\nlabel_smoothing = { choices = [0.0, 0.05, 0.1] }" if self._smooths else ""
         return "\n".join(
             [
@@ -354,16 +354,16 @@ def _encodes(schema: Schema, train: int, rows: int) -> bool:
     return numeric > 0 and train >= ENCODED_ROWS and SCALINGS * rows * numeric * bins_of(numeric) <= MOST_ENCODED
 
 
-def _leverage(schema: Schema, frame: pl.DataFrame, train: npt.NDArray[np.int64]) -> tuple[float, str]:
-    """The largest share that one train row has of a column's sum of squared deviations, and that column.
+def _leverage(schema: Schema, frame: pl.DataFrame, split: Split, dropped: list[str]) -> tuple[float, str]:
+    """The largest share that one of the train rows has of a column's sum of squared deviations, and that column.
 
-    With 1/n more it is the row's leverage in a regression on that column alone. Columns of numbers only, without
-    identifiers; 0 where there are none.
+    With 1/n more it is the row's leverage in a regression on that column alone. Columns of numbers only, without those
+    that are ``dropped``; 0 where there are none.
     """
     shares = [(0.0, "")]
     for column in schema.columns:
-        if column.kind == "numeric" and column.name not in schema.identifiers:
-            values = read_as(frame[column.name][train], column.kind, column.values).drop_nulls()
+        if column.kind == "numeric" and column.name not in dropped:
+            values = read_as(frame[column.name][split.train], column.kind, column.values).drop_nulls()
             far = (values - values.mean()).abs()
             relative = far / far.max()  # their squares may be no numbers, relative ones are
             shares.append((1 / float(relative.pow(2).sum()), column.name))
